@@ -172,10 +172,10 @@ def _assign(stream: Stream | None, givens: Sequence[Given | None], origin: Tenso
     for given in dict.fromkeys(g for g in givens if g is not None):
         rows = torch.tensor([g == given for g in givens], device=taken.device)
         taken |= given_mask(given, stream, origin) & rows[:, None]
-    level = stream.level.masked_fill(taken, 0.0)
-    weight = stream.weight.masked_fill(taken, 0.0)
+    if any(given not in (None, NOTHING) for given in givens):
+        stream = stream.give(taken)
     if all(given is not None for given in givens):
-        return replace(stream, level=level, weight=weight)
+        return stream
     kept = torch.tensor([given is not None for given in givens], device=taken.device)
     valid = stream.mask() & kept[:, None]
-    return replace(stream, level=level, weight=weight.masked_fill(~valid, 0.0), valid=valid)
+    return replace(stream, weight=stream.weight.masked_fill(~valid, 0.0), valid=valid)
