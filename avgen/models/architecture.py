@@ -1,0 +1,146 @@
+"""What a model is made of, as data: towers, bridge, captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from avgen.models.attention import BACKENDS
+from avgen.models.rope import Clock, Space
+
+COUPLINGS = ("cross", "joint", "none")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """One modality's transformer."""
+
+    channels: int  # numbers per token, in and out
+    width: int
+    heads: int
+    depth: int
+    mlp_ratio: float = 4.0
+    clock: Clock = field(default_factory=Clock)
+    space: Space = field(default_factory=Space)  # video only
+    text_norm: bool = True  # layer norm before attention to the caption
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"width / heads = {self.head_dim} must be even: rotary positions turn pairs of channels")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def mlp_width(self) -> int:
+        return round(self.width * self.mlp_ratio)
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """Channels of a head turned by time, rows and columns."""
+        side = 2 * (self.head_dim // 6)
+        return self.head_dim - 2 * side, side, side
+
+
+@dataclass(frozen=True)
+class BridgeConfig:
+    """Cross-modal attention."""
+
+    heads: int = 8
+    head_dim: int = 64
+    at: tuple[int, ...] | None = None  # stages that have a bridge; None = every stage where both towers have a layer
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        if self.head_dim % 2:
+            raise ValueError(f"bridge head_dim={self.head_dim} must be even: rotary positions turn pairs of channels")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Where captions come from: `bytes` trains an encoder with the model, `features` takes a frozen encoder's."""
+
+    kind: Literal["bytes", "features"] = "bytes"
+    width: int = 128  # of the features
+    depth: int = 2  # of the byte encoder
+    heads: int = 4
+    max_length: int = 256  # bytes
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bytes", "features"):
+            raise ValueError(f"text kind {self.kind!r} must be bytes or features")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the weights' names and shapes."""
+
+    video: TowerConfig | None
+    audio: TowerConfig | None
+    text: TextConfig = field(default_factory=TextConfig)
+    bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    coupling: Literal["cross", "joint", "none"] = "cross"
+    attention: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.video is None and self.audio is None:
+            raise ValueError("a model needs a video tower, an audio tower or both")
+        if self.coupling not in COUPLINGS:
+            raise ValueError(f"coupling={self.coupling!r} must be one of {', '.join(COUPLINGS)}")
+        if self.attention not in BACKENDS:
+            raise ValueError(f"attention={self.attention!r} is unknown: choose one of {', '.join(BACKENDS)}")
+        towers = self.towers
+        if self.coupling == "joint" and len(towers) == 2:
+            shapes = {(t.heads, t.head_dim, t.depth) for t in towers.values()}
+            if len(shapes) > 1:
+                raise ValueError(f"coupling=joint needs towers of equal heads, head_dim and depth, not {shapes}")
+        shared = [i for i in range(self.stages) if len(self.layers(i)) == len(towers) == 2]
+        wrong = [i for i in self.bridge.at or () if i not in shared]
+        if wrong:
+            raise ValueError(f"bridge.at={wrong}: only stages {shared} have a layer of both towers")
+
+    @property
+    def towers(self) -> dict[str, TowerConfig]:
+        both = {"video": self.video, "audio": self.audio}
+        return {m: tower for m, tower in both.items() if tower is not None}
+
+    @property
+    def stages(self) -> int:
+        return max(tower.depth for tower in self.towers.values())
+
+    def layers(self, stage: int) -> dict[str, int]:
+        """Which layer of each tower a stage holds; a shallower tower's layers are spread evenly over the stages."""
+
+        def before(tower: TowerConfig, stage: int) -> int:
+            return stage * tower.depth // self.stages
+
+        return {m: before(t, stage) for m, t in self.towers.items() if before(t, stage + 1) > before(t, stage)}
+
+    def bridged(self, stage: int) -> bool:
+        if self.coupling != "cross" or len(self.layers(stage)) < 2:
+            return False
+        return self.bridge.at is None or stage in self.bridge.at
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> ModelConfig:
+        """The config back from plain values, as a checkpoint's config.json holds them."""
+
+        def tower(values: Mapping[str, Any] | None) -> TowerConfig | None:
+            if values is None:
+                return None
+            return TowerConfig(**{**values, "clock": Clock(**values["clock"]), "space": Space(**values["space"])})
+
+        bridge = dict(saved["bridge"])
+        at = None if bridge["at"] is None else tuple(bridge["at"])
+        return cls(
+            video=tower(saved["video"]),
+            audio=tower(saved["audio"]),
+            text=TextConfig(**saved["text"]),
+            bridge=BridgeConfig(**{**bridge, "at": at, "clock": Clock(**bridge["clock"])}),
+            coupling=saved["coupling"],
+            attention=saved["attention"],
+        )

@@ -1,0 +1,283 @@
+"""The transformer blocks: two towers' layers side by side and the bridge between them.
+
+A block is: self-attention inside each modality -> attention to the caption -> attention to the other modality ->
+MLP. Activations travel as {"video": ..., "audio": ...}; a modality that the batch lacks is simply not in
+the dict, so no forward pass asks which task it is.
+
+Shape letters: B samples, N tokens, L caption tokens, K noise levels, D a tower's width, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avgen.models.architecture import BridgeConfig, TowerConfig
+from avgen.models.attention import attend
+from avgen.models.checkpointing import Checkpointing, checkpointed
+from avgen.models.rope import Rotation, rotate
+
+Streams = dict[str, Tensor]  # modality -> (B, N, D)
+PARTNER = {"video": "audio", "audio": "video"}
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """adaLN values of every noise level in use, computed once per forward and shared by all blocks."""
+
+    values: Tensor  # (B, K, parts, D) float32
+    slot: Tensor  # (B, N) which level is the token's
+
+    def under(self, table: Tensor) -> tuple[Tensor, ...]:
+        """The block's own table (parts, D) added, per token: parts tensors (B, N or 1, D) float32."""
+        return tuple(spread(part, self.slot) for part in (self.values + table.float()).unbind(2))
+
+
+@dataclass(frozen=True)
+class BridgeContext:
+    """What the bridges read of one stream."""
+
+    modulation: Modulation  # 5 parts: shift, scale as query; shift, scale as key; gate
+    rotation: Rotation
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the blocks read of one stream besides its activations. Not a tuple on purpose: wrappers that
+    cast tuples of inputs to half precision must leave positions and modulation alone."""
+
+    modulation: Modulation  # 6 parts: shift, scale, gate of self-attention, then of the MLP
+    rotation: Rotation
+    keys: Tensor | None  # (B, N) bool, None when all tokens are real
+    text: Tensor  # (B, L, D)
+    text_keys: Tensor  # (B, L) bool
+    bridge: BridgeContext | None  # None when there is no partner to attend to
+    bridge_on: Tensor | None  # (B,) float32 factor of what comes from the partner, None = 1
+    perturbed: Tensor | None  # (B, depth) bool: self-attention replaced by its values
+
+
+def spread(values: Tensor, slot: Tensor) -> Tensor:
+    """(B, K, D) per level -> (B, N, D) per token; (B, 1, D), left to broadcasting, when there is one level.
+
+    A few levels are selected rather than gathered: the backward of a gather adds N rows into K by
+    atomics, that of a selection is a plain sum.
+    """
+    count = values.shape[1]
+    if count == 1:
+        return values
+    if count > 4:
+        return values.gather(1, slot[..., None].expand(-1, -1, values.shape[-1]))
+    out = values[:, :1]
+    for k in range(1, count):
+        out = torch.where((slot == k)[..., None], values[:, k : k + 1], out)
+    return out
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without weights, scaled and shifted in float32."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=EPS)
+    return (normed * (1 + scale) + shift).type_as(x)
+
+
+def residual(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    return (x.float() + update.float() * gate).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32 over all heads together."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), EPS).type_as(x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys, from one stream to another or to itself."""
+
+    def __init__(self, width: int, source: int, heads: int, head_dim: int, backend: str) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads, self.backend = heads, backend
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(source, inner)
+        self.to_v = nn.Linear(source, inner)
+        self.norm_q = RMSNorm(inner)
+        self.norm_k = RMSNorm(inner)
+        self.to_out = nn.Linear(inner, width)
+
+    def queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """(B, N, D) -> (B, N, H, head_dim)"""
+        q = self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1))
+        return q if rotation is None else rotate(q, rotation)
+
+    def keys(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        k = self.norm_k(self.to_k(x)).unflatten(-1, (self.heads, -1))
+        return k if rotation is None else rotate(k, rotation)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self.to_v(x).unflatten(-1, (self.heads, -1))
+
+    def out(self, mixed: Tensor) -> Tensor:
+        return self.to_out(mixed.flatten(-2))
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor,
+        keys: Tensor | None,
+        rotation: Rotation | None = None,
+        source_rotation: Rotation | None = None,
+    ) -> Tensor:
+        q, k, v = self.queries(x, rotation), self.keys(source, source_rotation), self.values(source)
+        return self.out(attend(q, k, v, keys, self.backend))
+
+
+class TowerBlock(nn.Module):
+    """One layer of one tower: everything that stays inside its modality."""
+
+    def __init__(self, config: TowerConfig, backend: str) -> None:
+        super().__init__()
+        width = config.width
+        self.attn = Attention(width, width, config.heads, config.head_dim, backend)
+        self.text_attn = Attention(width, width, config.heads, config.head_dim, backend)
+        self.text_norm = nn.LayerNorm(width, EPS) if config.text_norm else nn.Identity()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.mlp_width), nn.GELU(approximate="tanh"), nn.Linear(config.mlp_width, width)
+        )
+        self.table = nn.Parameter(torch.zeros(6, width))
+
+    def attend_self(self, x: Tensor, c: Context, layer: int) -> Tensor:
+        shift, scale, gate, *_ = c.modulation.under(self.table)
+        h = modulate(x, shift, scale)
+        v = self.attn.values(h)
+        mixed = attend(self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), v, c.keys, self.attn.backend)
+        return residual(x, self.attn.out(perturb(mixed, v, c, layer)), gate)
+
+    def attend_text(self, x: Tensor, c: Context) -> Tensor:
+        h = self.text_norm(x.float()).type_as(x)
+        return x + self.text_attn(h, c.text, c.text_keys)
+
+    def think(self, x: Tensor, c: Context) -> Tensor:
+        *_, shift, scale, gate = c.modulation.under(self.table)
+        return residual(x, self.mlp(modulate(x, shift, scale)), gate)
+
+
+def perturb(mixed: Tensor, values: Tensor, c: Context, layer: int) -> Tensor:
+    """Each token attends only to itself in the samples whose guidance pass asks for it."""
+    if c.perturbed is None:
+        return mixed
+    return torch.where(c.perturbed[:, layer, None, None, None], values, mixed)
+
+
+class Bridge(nn.Module):
+    """Attention in both directions between the towers, aligned by time alone on the common clock.
+
+    Both directions read the state before either update, so their order cannot matter. Queries and keys are
+    modulated by their own stream's level, the gate also by the partner's; gates start at zero.
+    """
+
+    attn: dict[str, Attention]
+
+    def __init__(self, widths: dict[str, int], config: BridgeConfig, backend: str) -> None:
+        super().__init__()
+        self.attn = nn.ModuleDict(  # type: ignore[assignment]
+            {m: Attention(widths[m], widths[PARTNER[m]], config.heads, config.head_dim, backend) for m in widths}
+        )
+        self.table = nn.ParameterDict({m: nn.Parameter(torch.zeros(5, width)) for m, width in widths.items()})
+
+    def forward(self, x: Streams, c: dict[str, Context]) -> Streams:
+        bridge = {m: context for m in x if (context := c[m].bridge) is not None}
+        asking, telling, gates = {}, {}, {}
+        for m in x:
+            q_shift, q_scale, k_shift, k_scale, gates[m] = bridge[m].modulation.under(self.table[m])
+            asking[m] = modulate(x[m], q_shift, q_scale)
+            telling[m] = modulate(x[m], k_shift, k_scale)
+        out = {}
+        for m, partner in PARTNER.items():
+            rotation, partner_rotation = bridge[m].rotation, bridge[partner].rotation
+            update = self.attn[m](asking[m], telling[partner], c[partner].keys, rotation, partner_rotation)
+            heard = update * audible(c[partner].keys, c[m].bridge_on)
+            out[m] = residual(x[m], heard, gates[m])
+        return out
+
+
+def audible(keys: Tensor | None, on: Tensor | None) -> Tensor | float:
+    """(B, 1, 1) factor of a cross-modal update: 0 where the partner is absent (even the output's bias must
+    not come through) or a guidance pass turned the bridge off."""
+    factor: Tensor | float = 1.0
+    if keys is not None:
+        factor = keys.any(1)[:, None, None]
+    if on is not None:
+        factor = factor * on[:, None, None]
+    return factor
+
+
+class Block(nn.Module):
+    """One stage of the model: a layer of each tower (or of one, where depths differ) and perhaps a bridge."""
+
+    towers: dict[str, TowerBlock]
+
+    def __init__(self, layers: dict[str, int], towers: dict[str, TowerBlock], bridge: Bridge | None) -> None:
+        super().__init__()
+        self.layers = layers  # which layer of its tower each block is
+        self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
+        self.bridge = bridge
+        self.checkpointing: Checkpointing = "none"
+
+    def forward(self, x: Streams, c: dict[str, Context]) -> Streams:
+        return checkpointed(self.run, self.checkpointing if torch.is_grad_enabled() else "none", x, c)
+
+    def run(self, x: Streams, c: dict[str, Context]) -> Streams:
+        here = [m for m in x if m in self.towers]
+        x = x | self.attend(x, c, here)
+        x = x | {m: self.towers[m].attend_text(x[m], c[m]) for m in here}
+        if self.bridge is not None and len(here) == 2:
+            x = self.bridge(x, c)
+        return x | {m: self.towers[m].think(x[m], c[m]) for m in here}
+
+    def attend(self, x: Streams, c: dict[str, Context], here: list[str]) -> Streams:
+        return {m: self.towers[m].attend_self(x[m], c[m], self.layers[m]) for m in here}
+
+
+class JointBlock(Block):
+    """The ablation: one attention over the tokens of both modalities, everything else per modality."""
+
+    def attend(self, x: Streams, c: dict[str, Context], here: list[str]) -> Streams:
+        if len(here) < 2:
+            return super().attend(x, c, here)
+        q, k, v, gates = {}, {}, {}, {}
+        for m in here:
+            tower = self.towers[m]
+            shift, scale, gates[m], *_ = c[m].modulation.under(tower.table)
+            h = modulate(x[m], shift, scale)
+            q[m], k[m] = tower.attn.queries(h, c[m].rotation), tower.attn.keys(h, c[m].rotation)
+            v[m] = tower.attn.values(h)
+        lengths = [x[m].shape[1] for m in here]
+        bridge_on = c[here[0]].bridge_on
+        backend = self.towers[here[0]].attn.backend
+        together = attend(cat(q, here), cat(k, here), cat(v, here), joint_keys(c, here, x), backend)
+        mixed = dict(zip(here, together.split(lengths, dim=1), strict=True))
+        for m in here:
+            if bridge_on is not None:
+                alone = attend(q[m], k[m], v[m], c[m].keys, backend)
+                mixed[m] = torch.lerp(alone, mixed[m], bridge_on.type_as(alone)[:, None, None, None])
+            mixed[m] = perturb(mixed[m], v[m], c[m], self.layers[m])
+        return {m: residual(x[m], self.towers[m].attn.out(mixed[m]), gates[m]) for m in here}
+
+
+def cat(parts: Streams, order: list[str]) -> Tensor:
+    return torch.cat([parts[m] for m in order], dim=1)
+
+
+def joint_keys(c: dict[str, Context], here: list[str], x: Streams) -> Tensor | None:
+    if all(c[m].keys is None for m in here):
+        return None
+    masks = [x[m].new_ones(x[m].shape[:2], dtype=torch.bool) if c[m].keys is None else c[m].keys for m in here]
+    return torch.cat(masks, dim=1)  # type: ignore[arg-type]

@@ -1,0 +1,249 @@
+"""AVTransformer: two towers, one for picture and one for sound, on one clock.
+
+    x_t, levels, times, captions  ->  velocity = noise - data, per stream
+
+Reading order: the configs say what is built, `forward` what happens, blocks.py what a layer does.
+Shape letters: B samples, N tokens, K noise levels, D a tower's width, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from avgen.models.architecture import ModelConfig, TowerConfig
+from avgen.models.attention import choose
+from avgen.models.blocks import (
+    PARTNER,
+    Attention,
+    Block,
+    Bridge,
+    BridgeContext,
+    Context,
+    JointBlock,
+    Modulation,
+    Streams,
+    TowerBlock,
+    modulate,
+    spread,
+)
+from avgen.models.checkpointing import Checkpointing
+from avgen.models.rope import Rotation, space_time_rotation, time_rotation
+from avgen.models.text import Captions
+from avgen.types import Batch, Stream, Velocity
+
+LEVEL_CHANNELS = 256
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What a guidance pass changes, as data: no recompilation, and passes can share a batch. None = nothing."""
+
+    bridge_on: Tensor | None = None  # (B,) float32: 0 turns the cross-modal attention of a sample off
+    video: Tensor | None = None  # (B, depth) bool: video layers whose self-attention keeps to each token
+    audio: Tensor | None = None  # (B, depth) bool
+
+
+class Tower(nn.Module):
+    """A tower's ends: tokens in, noise levels, captions, velocity out. Its layers stand in the blocks."""
+
+    def __init__(self, config: TowerConfig, text_width: int) -> None:
+        super().__init__()
+        width = config.width
+        self.embed = nn.Linear(config.channels, width)
+        self.level_embed = nn.Sequential(nn.Linear(LEVEL_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.level_modulate = nn.Linear(width, 6 * width)
+        self.text_embed = nn.Sequential(
+            nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.head_table = nn.Parameter(torch.zeros(2, width))
+        self.head = nn.Linear(width, config.channels)
+
+    def levels(self, levels: Tensor) -> Tensor:
+        """(B, K) -> (B, K, D) float32"""
+        return self.level_embed(sinusoid(levels))
+
+    def modulation(self, level: Tensor, slot: Tensor) -> Modulation:
+        return Modulation(self.level_modulate(F.silu(level)).unflatten(-1, (6, -1)), slot)
+
+    def out(self, x: Tensor, level: Tensor, slot: Tensor) -> Tensor:
+        """(B, N, D) with its levels' embedding (B, K, D) -> (B, N, C) velocity"""
+        shift, scale = (spread(level + part.float(), slot) for part in self.head_table)
+        return self.head(modulate(x, shift, scale))
+
+
+class BridgeLevels(nn.Module):
+    """How noise levels modulate every bridge of one stream: queries and keys by its own level, the gate by both."""
+
+    def __init__(self, width: int, partner: int) -> None:
+        super().__init__()
+        self.own = nn.Linear(width, 5 * width)
+        self.partner = nn.Linear(partner, width)
+
+    def forward(self, own: Tensor, partner: Tensor) -> Tensor:
+        """(B, K, D) own levels, (B, D') the partner's -> (B, K, 5, D)"""
+        values = self.own(F.silu(own)).unflatten(-1, (5, -1))
+        gate = F.pad(self.partner(F.silu(partner))[:, None, None], (0, 0, 4, 0))
+        return values + gate
+
+
+def sinusoid(level: Tensor) -> Tensor:
+    """(...) levels in [0, 1] -> (..., 256) float32"""
+    half = LEVEL_CHANNELS // 2
+    rates = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=level.device))
+    angles = level.float()[..., None] * 1000 * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Dual-branch diffusion transformer. Build it with `AVTransformer.of(ModelConfig(...))`."""
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["Block", "JointBlock"]  # noqa: RUF012
+    _no_split_modules = ["Block", "JointBlock"]  # noqa: RUF012
+    _keep_in_fp32_modules = ["level_embed", "level_modulate", "bridge_levels", "table", "norm"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "head"]  # noqa: RUF012
+
+    towers: dict[str, Tower]
+    bridge_levels: dict[str, BridgeLevels]
+    blocks: list[Block]
+
+    @register_to_config
+    def __init__(
+        self,
+        video: dict | None,
+        audio: dict | None,
+        text: dict,
+        bridge: dict,
+        coupling: str = "cross",
+        attention: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        saved = {"video": video, "audio": audio, "text": text, "bridge": bridge}
+        self.spec = spec = ModelConfig.of({**saved, "coupling": coupling, "attention": attention})
+        self.captions = Captions(**asdict(spec.text))
+        towers = {m: Tower(tower, spec.text.width) for m, tower in spec.towers.items()}
+        self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
+        widths = {m: tower.width for m, tower in spec.towers.items()}
+        coupled = spec.coupling == "cross" and len(widths) == 2
+        self.bridge_levels = nn.ModuleDict(  # type: ignore[assignment]
+            {m: BridgeLevels(widths[m], widths[PARTNER[m]]) for m in widths} if coupled else {}
+        )
+        self.blocks = nn.ModuleList(build_block(spec, i) for i in range(spec.stages))  # type: ignore[assignment]
+        self.initialise()
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> AVTransformer:
+        return cls(**asdict(config))
+
+    def initialise(self) -> None:
+        """Every gate, modulation and head at zero: a fresh block passes its input on, a fresh bridge is not there."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        zero: list[nn.Module] = [self.bridge_levels[m] for m in self.bridge_levels]
+        for tower in self.towers.values():
+            zero += [tower.level_modulate, tower.head]
+        for block in self.blocks:
+            zero += [tower.text_attn.to_out for tower in block.towers.values()]
+        for module in zero:
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, batch: Batch, perturbation: Perturbation | None = None) -> Velocity:
+        streams: dict[str, Stream] = {m: s for m in self.towers if (s := getattr(batch, m)) is not None}
+        texts = self.read_captions(batch)
+        with torch.autocast(batch.video_text.x.device.type, enabled=False):
+            levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
+            context = self.contexts(streams, levels, texts, perturbation or Perturbation())
+        x = {m: self.towers[m].embed(s.x) for m, s in streams.items()}
+        for block in self.blocks:
+            x = block(x, context)
+        return Velocity(**{m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in streams.items()})
+
+    def read_captions(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per tower, the caption's features at the tower's width and which of them count."""
+        video = self.captions(batch.video_text)
+        audio = video if batch.audio_text is batch.video_text else self.captions(batch.audio_text)
+        both = {"video": video, "audio": audio}
+        return {m: (tower.text_embed(both[m][0]), both[m][1]) for m, tower in self.towers.items()}
+
+    def contexts(
+        self,
+        streams: dict[str, Stream],
+        levels: Streams,
+        texts: dict[str, tuple[Tensor, Tensor]],
+        perturbation: Perturbation,
+    ) -> dict[str, Context]:
+        """What every block reads, computed once, in float32."""
+        bridge: dict[str, BridgeContext] = {}
+        if len(streams) == 2 and self.spec.coupling == "cross":
+            clock, channels = self.spec.bridge.clock, self.spec.bridge.head_dim
+            mean = {m: self.towers[m].levels(mean_level(s)[:, None])[:, 0] for m, s in streams.items()}
+            for m, s in streams.items():
+                values = self.bridge_levels[m](levels[m], mean[PARTNER[m]])
+                bridge[m] = BridgeContext(Modulation(values, s.slot), time_rotation(s.time, clock, channels))
+        return {
+            m: Context(
+                modulation=self.towers[m].modulation(levels[m], s.slot),
+                rotation=self.rotation(m, s),
+                keys=s.valid,
+                text=texts[m][0],
+                text_keys=texts[m][1],
+                bridge=bridge.get(m),
+                bridge_on=perturbation.bridge_on,
+                perturbed=getattr(perturbation, m),
+            )
+            for m, s in streams.items()
+        }
+
+    def rotation(self, modality: str, stream: Stream) -> Rotation:
+        tower = self.spec.towers[modality]
+        if self.spec.coupling == "joint" and self.spec.video is not None:
+            tower = self.spec.video  # tokens that attend to each other must be turned alike
+        elif modality == "audio":
+            return time_rotation(stream.time, tower.clock, tower.head_dim)
+        return space_time_rotation(stream, tower.clock, tower.space, tower.axes)
+
+    def set_checkpointing(self, mode: Checkpointing) -> None:
+        """Recompute activations in the backward pass: not at all, all of them, or all but attention's outputs."""
+        for block in self.blocks:
+            block.checkpointing = mode
+
+    def enable_gradient_checkpointing(self, *_: object) -> None:
+        self.set_checkpointing("full")
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.set_checkpointing("none")
+
+    def set_attention(self, backend: str) -> None:
+        """Another attention backend for every tower and bridge, checked against the model's device."""
+        backend = choose(backend, self.device)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+        self.register_to_config(attention=backend)
+
+
+def mean_level(stream: Stream) -> Tensor:
+    """(B,) float32: how noisy a partner is, over its real tokens."""
+    if stream.valid is None:
+        return stream.level.mean(1)
+    return (stream.level * stream.valid).sum(1) / stream.valid.sum(1).clamp(min=1)
+
+
+def build_block(spec: ModelConfig, stage: int) -> Block:
+    layers = spec.layers(stage)
+    towers = {m: TowerBlock(spec.towers[m], spec.attention) for m in layers}
+    widths = {m: spec.towers[m].width for m in layers}
+    bridge = Bridge(widths, spec.bridge, spec.attention) if spec.bridged(stage) else None
+    kind = JointBlock if spec.coupling == "joint" else Block
+    return kind(layers, towers, bridge)

@@ -1,0 +1,100 @@
+"""Captions: an embedded byte-level encoder that trains with the model, and transformers' encoders frozen before it.
+
+Shape letters: B captions, L tokens, D text features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avgen.models.attention import attend
+from avgen.types import Text
+
+BEGIN = 256  # stands before every caption, so that an empty one still has a token
+VOCABULARY = 257
+
+
+def bytes_of(captions: Sequence[str], max_length: int) -> Text:
+    """Captions as UTF-8 bytes for the embedded encoder: (B, L) int64, L <= max_length.
+
+    A longer caption is cut at a character boundary.
+    """
+    rows = [[BEGIN, *_cut(caption, max_length - 1)] for caption in captions]
+    length = max(len(row) for row in rows)
+    x = torch.zeros((len(rows), length), dtype=torch.int64)
+    valid = torch.zeros((len(rows), length), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        x[i, : len(row)] = torch.tensor(row)
+        valid[i, : len(row)] = True
+    return Text.of(x, valid)
+
+
+def _cut(caption: str, length: int) -> bytes:
+    raw = caption.encode()
+    return raw if len(raw) <= length else raw[:length].decode(errors="ignore").encode()
+
+
+class ByteEncoder(nn.Module):
+    """A small pre-norm transformer over bytes."""
+
+    def __init__(self, width: int, depth: int, heads: int, max_length: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Embedding(VOCABULARY, width)
+        self.position = nn.Parameter(torch.randn(max_length, width) * 0.02)
+        self.layers = nn.ModuleList(ByteLayer(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, L, D)"""
+        longest = len(self.position)
+        if x.shape[1] > longest:
+            raise ValueError(f"a caption of {x.shape[1]} bytes is longer than model.text.max_length={longest}")
+        h = self.embed(x) + self.position[: x.shape[1]]
+        for layer in self.layers:
+            h = layer(h, valid)
+        return self.norm(h)
+
+
+class ByteLayer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        x = x + self.out(attend(q, k, v, valid).flatten(-2))
+        return x + self.mlp(self.norm2(x))
+
+
+class Captions(nn.Module):
+    """What both towers are told: features of either kind, with a learned null where a caption was dropped."""
+
+    def __init__(self, kind: str, width: int, depth: int, heads: int, max_length: int) -> None:
+        super().__init__()
+        self.encoder = ByteEncoder(width, depth, heads, max_length) if kind == "bytes" else None
+        self.width = width
+        self.null = nn.Parameter(torch.randn(width) * 0.02)
+
+    def forward(self, text: Text) -> tuple[Tensor, Tensor]:
+        """(B, L, D) features and (B, L) which of them count."""
+        if (self.encoder is None) == (text.x.dim() == 2):
+            wanted = "features (B, L, D)" if self.encoder is None else "bytes (B, L)"
+            raise ValueError(
+                f"captions of shape {tuple(text.x.shape)} do not fit model.text.kind: it asks for {wanted}"
+            )
+        features = text.x if self.encoder is None else self.encoder(text.x, text.valid)
+        if features.shape[-1] != self.width:
+            raise ValueError(f"caption features are {features.shape[-1]} wide, but model.text.width={self.width}")
+        dropped = text.dropped[:, None]
+        features = torch.where(dropped[..., None], self.null.type_as(features), features)
+        first = F.one_hot(torch.zeros_like(text.dropped, dtype=torch.int64), text.x.shape[1]).bool()
+        return features, torch.where(dropped, first, text.valid)
