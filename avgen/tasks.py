@@ -17,6 +17,10 @@ from avgen.types import Batch, Stream
 
 FOREVER = (-torch.inf, torch.inf)
 
+# Seconds, and fractions of the picture: float rounding of a late start must not move a token over a boundary.
+# Far below a sample (21 us at 48 kHz), far above the rounding of float64 seconds.
+SLACK = 1e-6
+
 
 @dataclass(frozen=True)
 class Hole:
@@ -88,6 +92,10 @@ def extend(video_s: float | None, audio_s: float | None) -> Task:
     if video_s is None and audio_s is None:
         raise ValueError("extend needs a prefix: give video_s, audio_s or both")
 
+    for name, seconds in (("video_s", video_s), ("audio_s", audio_s)):
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"extend's {name}={seconds} must be positive: it is the length of the given prefix")
+
     def prefix(seconds: float | None) -> Given:
         return NOTHING if seconds is None else Given(spans_s=((-torch.inf, seconds),))
 
@@ -119,37 +127,42 @@ def given_mask(given: Given, stream: Stream, origin_s: Tensor) -> Tensor:
     start, end = time.unbind(-1)
     taken = torch.zeros_like(real)
     for span_start, span_end in given.spans_s:
-        taken |= (start >= span_start) & (end <= span_end)
+        taken |= (start >= span_start - SLACK) & (end <= span_end + SLACK)
     if given.instants_s:
         first = start.masked_fill(~real, torch.inf).amin(1, keepdim=True)
         last = start.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
         for instant in given.instants_s:
-            moment = torch.full_like(first, instant).clamp(first, torch.maximum(first, last))
-            inside = (start <= moment) & (moment < end)
-            at_edge = (instant > last) & (start == last)
-            taken |= inside | at_edge
+            # clamp to the last token's start, not its end: that moment lies inside the token
+            moment = torch.full_like(first, instant).clamp(first, torch.maximum(first, last)) + SLACK
+            taken |= (start <= moment) & (moment < end)
     for hole in given.holes:
         taken &= ~_touches(hole, stream, start, end)
     return taken & real
 
 
 def _touches(hole: Hole, stream: Stream, start: Tensor, end: Tensor) -> Tensor:
-    touches = (start < hole.end_s) & (end > hole.start_s)
+    touches = (start < hole.end_s - SLACK) & (end > hole.start_s + SLACK)
     if stream.place is None or stream.extent is None:
         return touches
     low = stream.place / stream.extent[:, None]
     high = (stream.place + 1) / stream.extent[:, None]
     top_left = low.new_tensor([hole.top, hole.left])
     bottom_right = low.new_tensor([hole.bottom, hole.right])
-    return touches & ((low < bottom_right) & (high > top_left)).all(-1)
+    return touches & ((low < bottom_right - SLACK) & (high > top_left + SLACK)).all(-1)
 
 
 def origins(batch: Batch) -> Tensor:
-    """(B,) float64: when each sample starts, over whatever streams it has."""
-    starts = [
-        s.time[..., 0].masked_fill(~s.mask(), torch.inf).amin(1) for s in (batch.video, batch.audio) if s is not None
-    ]
-    return torch.stack(starts).amin(0)
+    """(B,) float64: when each sample's clip starts; +-inf for a sample without tokens.
+
+    Both streams of a clip start together, but a codec's priming moves its first token earlier, so the
+    later of the two first tokens tells the start better.
+    """
+    starts = []
+    for stream in (batch.video, batch.audio):
+        if stream is not None:
+            first = stream.time[..., 0].masked_fill(~stream.mask(), torch.inf).amin(1)
+            starts.append(first.masked_fill(~stream.present, -torch.inf))
+    return torch.stack(starts).amax(0)
 
 
 def assign(batch: Batch, tasks: Sequence[Task]) -> Batch:

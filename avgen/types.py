@@ -55,10 +55,13 @@ class _Movable:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         moved: dict[str, Any] = {}
+        done: dict[int, Any] = {}  # a caption shared by both streams stays one object
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor | _Movable):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
+                if id(value) not in done:
+                    done[id(value)] = value.to(device, non_blocking=non_blocking)
+                moved[field.name] = done[id(value)]
         return replace(self, **moved)  # type: ignore[type-var]
 
 
@@ -188,6 +191,8 @@ class TimeGrid:
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.stride:
             raise ValueError(f"TimeGrid.first={self.first} must lie between 1 and stride={self.stride}")
+        if self.delay < 0:
+            raise ValueError(f"TimeGrid.delay={self.delay} must not be negative: priming comes before the clip")
 
     def steps(self, units: int) -> int:
         """Latent steps needed to cover `units` raw units."""
@@ -197,6 +202,8 @@ class TimeGrid:
 
     def units(self, steps: int) -> int:
         """Raw units that `steps` latent steps decode to."""
+        if steps < 1:
+            raise ValueError(f"{steps} latent steps cannot be decoded: at least one is needed")
         return self.first + (steps - 1) * self.stride
 
     def intervals(self, steps: int, rate_hz: float, start_s: float = 0.0) -> Tensor:
