@@ -1,0 +1,53 @@
+# The README's two commands are `make demo` and `make test`. Each makes the environment first, if it has to.
+# PYTHON=/path/to/python3.12 picks the interpreter, DEMO="quick=true" passes keys to the demo,
+# TESTS="tests/test_types.py -k grid" picks tests.
+
+PYTHON ?=
+DEMO ?=
+TESTS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint env clean
+
+help:
+	@echo "make demo       see the whole thing work; writes runs/demo"
+	@echo "make test       every test, the slow ones too"
+	@echo "make test-fast  without the slow ones"
+	@echo "make lint       ruff and mypy"
+	@echo "make env        only make the environment in .venv"
+
+demo: $(INSTALLED)
+	$(BIN)/avgen demo $(DEMO)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 $(TESTS)
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not slow" $(TESTS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+env: $(INSTALLED)
+
+# Installed again when either file changed. UV_TORCH_BACKEND=cpu makes the download much smaller without a GPU.
+$(INSTALLED): pyproject.toml constraints.txt $(BIN)/python
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q -c constraints.txt uv
+	VIRTUAL_ENV=.venv $(BIN)/python -m uv pip install -e ".[eval,demo,dev]" -c constraints.txt -b constraints.txt
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3.12 python3.11 python3 python); do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
+			echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; \
+		fi; \
+	done; \
+	echo "avgen needs Python 3.11 or 3.12; $(or $(PYTHON),$$(python3 --version 2>&1)) will not do." >&2; \
+	echo "Install one and run: make PYTHON=/path/to/python3.12 $(or $(MAKECMDGOALS),env)" >&2; exit 1
+
+clean:
+	rm -rf .venv build dist *.egg-info
