@@ -27,7 +27,7 @@ from avgen.data.toybox.scene import (
     lamp_light,
 )
 
-LAMP_DARK = 0.30  # brightness of an unlit lamp
+LAMP_DARK = 0.42  # brightness of an unlit lamp: clearly there, clearly not lit
 POST_SHADE = 0.10  # how much lighter than the wall the post is that a bar strikes
 BLOCK_PIXELS = 4_000_000  # frames are drawn in blocks of about this many pixels, so that long clips need little memory
 
