@@ -175,6 +175,9 @@ def assign(batch: Batch, tasks: Sequence[Task]) -> Batch:
     origin = origins(batch)
     video = _assign(batch.video, [t.video for t in tasks], origin)
     audio = _assign(batch.audio, [t.audio for t in tasks], origin)
+    if video is None and audio is None:
+        names = ", ".join(dict.fromkeys(t.name for t in tasks))
+        raise ValueError(f"task {names} leaves nothing of this batch: it does without the only streams the clips have")
     return replace(batch, video=video, audio=audio)
 
 
