@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from avgen.data.media.edits import Edit, read_edits
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -27,6 +30,7 @@ OWN_ZERO = ("mov", "matroska")
 # Timestamps survive a seek here; elsewhere (MP3, ADTS) they are guessed from the bit rate: read from the top.
 SEEKABLE = ("mov", "matroska", "mpegts", "avi", "wav", "flac", "nut")
 RATES_HZ = range(1_000, 768_001)
+Span = tuple[int, int]
 NTSC = (24, 30, 48, 60, 120)
 
 
@@ -91,6 +95,14 @@ def exact_fps(fps: float | Fraction) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
+@dataclass
+class Counter:
+    """What a read takes, as it goes."""
+
+    packets: int = 0
+    frames: int = 0
+
+
 class Source:
     """One open file. `rewind` gives it back as if just opened: seeking to 0 would lose the codec's priming."""
 
@@ -98,6 +110,8 @@ class Source:
         self.path = Path(path)
         self.threads = threads
         self._untouched = True
+        self._check()
+        self.edits = read_edits(self.path)
         self.container = self._open()
         family = self.container.format.name
         self.is_mov = family.startswith("mov")
@@ -139,39 +153,74 @@ class Source:
                 return stream
         return None
 
+    @property
+    def sample_rate_hz(self) -> int:
+        rate = int(self.audio.codec_context.sample_rate)
+        if rate not in RATES_HZ:
+            raise self.error(f"claims a sample rate of {rate} Hz, outside {RATES_HZ[0]}..{RATES_HZ[-1]}")
+        return rate
+
+    def time(self, stream: Any, ticks: int) -> Fraction:
+        """Seconds on the clock of one of the stream's own times."""
+        return ticks * stream.time_base + self._shift(stream)
+
+    def ticks(self, stream: Any, time: Fraction) -> int:
+        """The stream's own time at, or the last before, a time on the clock."""
+        return floor((time - self._shift(stream)) / stream.time_base)
+
+    def shown(self, stream: Any) -> tuple[Fraction, Fraction | None]:
+        """The part of the clock to which the edit list cuts the stream; an end of None is open."""
+        edit = self._edit(stream)
+        return (edit.start, edit.end) if edit is not None else (Fraction(-(10**9)), None)
+
     def start(self, stream: Any) -> Fraction:
         """When the stream's first unit is presented."""
-        return _stream_start(stream) - self.zero
+        return max(self.shown(stream)[0], _stream_start(stream) + self._shift(stream))
 
     def claimed_end(self, stream: Any) -> Fraction | None:
         """Where the header says the stream ends; None where it does not say."""
         if self.is_mov and stream.duration:
-            return self.start(stream) + stream.duration * stream.time_base
+            end = _stream_start(stream) + stream.duration * stream.time_base + self._shift(stream)
+            cut = self.shown(stream)[1]
+            return end if cut is None else min(end, cut)
         tag = _tagged_seconds(stream.metadata)
         total = self.container_end()
         return min(tag, total) if tag is not None and total is not None else None
 
     def container_end(self) -> Fraction | None:
         """Where the header says the whole file ends."""
+        if self.is_mov:
+            ends = [self.claimed_end(s) for s in (self.video, self.audio) if s is not None and s.duration]
+            return max((end for end in ends if end is not None), default=None)
         if self.container.duration is None:
             return None
         start = Fraction(self.container.start_time or 0, 1_000_000) - self.zero
         return start + Fraction(self.container.duration, 1_000_000)
 
-    def _open(self) -> InputContainer:
-        import av
+    def _edit(self, stream: Any) -> Edit | None:
+        return self.edits.get(stream.id) if self.edits and self.is_mov else None
 
+    def _shift(self, stream: Any) -> Fraction:
+        edit = self._edit(stream)
+        return -self.zero if edit is None else edit.shift
+
+    def _check(self) -> None:
         if self.path.is_dir():
             raise self.error("is a directory, not a media file")
         if not self.path.exists():
             raise self.error("does not exist")
         if self.path.stat().st_size == 0:
             raise self.error("is empty (0 bytes)")
+
+    def _open(self) -> InputContainer:
+        import av
+
+        options = {"format_whitelist": FORMATS}
+        if self.edits is not None:
+            options["ignore_editlist"] = "1"
         try:
             # The explicit protocol keeps a colon in a file name from being read as one.
-            container = av.open(
-                f"file:{self.path}", container_options={"format_whitelist": FORMATS}, metadata_errors="replace"
-            )
+            container = av.open(f"file:{self.path}", container_options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise self.error(f"cannot be opened as media: {_reason(error)}") from error
         self._untouched = True
@@ -212,8 +261,8 @@ def probe(path: str | Path) -> MediaInfo:
         start = min(source.start(s) for s in present)
         ends = [e for e in (source.claimed_end(s) for s in present) if e is not None]
         total = source.container_end()
-        end = total if total is not None else max(ends, default=None)
-        end = _scanned_end(source) if end is None else end
+        ends += [] if total is None else [total]
+        end = max(ends) if ends else _scanned_end(source)
         comment = source.container.metadata.get("comment") or source.container.metadata.get("COMMENT")
         return MediaInfo(source.container.format.name, float(start), float(end), video, audio, comment)
 
@@ -240,19 +289,22 @@ def display_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int,
     return frame.height, max(1, round(frame.width * aspect))
 
 
-def check_rate(source: Source, sample_rate_hz: int) -> int:
-    if sample_rate_hz not in RATES_HZ:
-        raise source.error(f"claims a sample rate of {sample_rate_hz} Hz, outside {RATES_HZ[0]}..{RATES_HZ[-1]}")
-    return sample_rate_hz
+def refuse_truncation(source: Source, stream: Any, reached: Fraction, wanted: Fraction) -> None:
+    """A stream that stops before its header says so, inside the window, has lost data."""
+    claimed = source.claimed_end(stream)
+    if claimed is not None and reached < min(claimed, wanted) - Fraction(1, 4):
+        what = "picture" if stream.type == "video" else "sound"
+        raise source.error(
+            f"is truncated: the header promises {what} until {float(claimed):.3f} s, it stops at {float(reached):.3f} s"
+        )
 
 
 def _audio_info(source: Source) -> AudioInfo:
     stream = source.audio
     context = stream.codec_context
-    rate = check_rate(source, context.sample_rate)
     start, end = source.start(stream), source.claimed_end(stream)
     return AudioInfo(
-        sample_rate_hz=rate,
+        sample_rate_hz=source.sample_rate_hz,
         channels=context.layout.nb_channels,
         layout=context.layout.name,
         codec=context.name,
@@ -309,8 +361,8 @@ def _scanned_end(source: Source) -> Fraction:
     end = Fraction(0)
     for packet in source.container.demux():
         if packet.pts is not None:
-            end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-    return end - source.zero
+            end = max(end, source.time(packet.stream, packet.pts + (packet.duration or 0)))
+    return end
 
 
 def _stream_start(stream: Any) -> Fraction:

@@ -1,0 +1,223 @@
+"""The sound of a window: decoded frames placed sample by sample on the clock, then mixed and resampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate, chain
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+
+from avgen.data.media.sound import mix_matrix, ratio, reach, resample, to_float
+from avgen.data.media.source import Counter, Source, Span, refuse_truncation
+
+# MP3 reaches 10 packets back, Opus wants 80 ms, AAC at 8 kHz overlaps by 128 ms.
+PREROLL_S = Fraction(1, 2)
+# Containers that round to milliseconds jitter by one; more than this is a hole in the stream.
+HOLE_S = Fraction(2, 1000)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One decoded frame of sound."""
+
+    at: Fraction  # seconds on the clock, as the container rounds it
+    wave: np.ndarray  # (channels, S)
+    stated: int  # samples that the container says it lasts; 0 = it does not say
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Sound without holes, placed on the clock in whole samples of the file."""
+
+    at: int
+    wave: np.ndarray  # (channels, S)
+
+    @property
+    def end(self) -> int:
+        return self.at + self.wave.shape[-1]
+
+
+def read_samples(
+    source: Source, counter: Counter, start: Fraction, rate: int, count: int, channels: int | None
+) -> tuple[np.ndarray, tuple[Span, ...]]:
+    """(channels, count) float32 at `rate` from `start` on, and the samples of it that the file really holds."""
+    own_rate = source.sample_rate_hz
+    margin = Fraction(reach(own_rate, rate) + 1, own_rate)
+    end = start + Fraction(count, rate)
+    stretches = _placed(source, list(_decoded(source, counter, start - margin, end + margin)))
+    reached = max((Fraction(s.end, own_rate) for s in stretches), default=start)
+    if reached < end:
+        refuse_truncation(source, source.audio, reached, end)
+    return _rendered(source, stretches, start, rate, count, channels)
+
+
+def read_all_samples(source: Source, rate: int, channels: int | None) -> tuple[np.ndarray, Fraction]:
+    """(channels, S) float32: everything from the first sample to the last, and when the first sounds."""
+    own_rate = source.sample_rate_hz
+    stretches = _placed(source, list(_decoded(source, Counter(), source.start(source.audio), None)))
+    if not stretches:
+        raise source.error("holds a sound stream from which nothing can be decoded")
+    first, last = min(s.at for s in stretches), max(s.end for s in stretches)
+    refuse_truncation(source, source.audio, Fraction(last, own_rate), Fraction(10**9))
+    count = max(1, floor(Fraction(last - first, own_rate) * rate + Fraction(1, 2)))
+    start = Fraction(first, own_rate)
+    return _rendered(source, stretches, start, rate, count, channels)[0], start
+
+
+def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | None) -> Iterator[Piece]:
+    """Decoded sound covering [start, end), and some before it."""
+    import av
+
+    packets = _packets_before(source, start)
+    stream = source.audio
+    for packet in packets:
+        counter.packets += 1
+        at = None if packet.pts is None else source.time(stream, packet.pts)
+        if end is not None and at is not None and at > end + HOLE_S:
+            return
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            if at is not None and at < start - PREROLL_S / 2:
+                continue  # a decoder dropped into the middle may complain before it has caught up
+            raise source.error(f"the sound is damaged near {float(at or 0):.3f} s: {error.strerror}") from error
+        for frame in frames:
+            counter.frames += 1
+            if frame.sample_rate != source.sample_rate_hz:
+                raise source.error(f"changes its sample rate from {source.sample_rate_hz} to {frame.sample_rate} Hz")
+            if frame.pts is None:
+                raise source.error("has sound without timestamps")
+            stated = round((packet.duration or 0) * stream.time_base * source.sample_rate_hz)
+            yield Piece(source.time(stream, frame.pts), to_float(frame), stated)
+
+
+def _packets_before(source: Source, start: Fraction) -> Iterator[Any]:
+    """Audio packets from early enough that the decoder has settled by `start`."""
+    import av
+
+    if source.seekable and start > source.start(source.audio) + 1:
+        # Matroska indexes only the picture: seeking by the sound would walk the whole file.
+        guide = source.audio if source.is_mov or source.video is None else source.video
+        target = start - PREROLL_S
+        while target > source.start(guide):
+            try:
+                source.select([source.audio])
+                source.container.seek(source.ticks(guide, target), stream=guide)
+                packets = source.container.demux(source.audio)
+                first = next((p for p in packets if p.pts is not None), None)
+            except av.FFmpegError:
+                break
+            if first is not None and source.time(source.audio, first.pts) <= start - PREROLL_S / 2:
+                return chain([first], packets)
+            target = 2 * target - start
+    source.rewind()
+    source.select([source.audio])
+    return source.container.demux(source.audio)
+
+
+def _placed(source: Source, pieces: list[Piece]) -> list[Stretch]:
+    """Decoded frames joined wherever they follow one another.
+
+    Counting samples is exact where the container's own times are rounded, so times only anchor each stretch.
+    """
+    own_rate = source.sample_rate_hz
+    hole = max(HOLE_S, 2 * source.audio.time_base)
+    runs: list[list[Piece]] = []
+    expected = Fraction(0)
+    for piece in pieces:
+        if not runs or abs(piece.at - expected) > hole:
+            runs.append([])
+            expected = piece.at
+        runs[-1].append(piece)
+        expected += Fraction(piece.wave.shape[-1], own_rate)
+    opens, closes = source.shown(source.audio)
+    low = ceil(opens * own_rate - Fraction(1, 2))
+    stretches = []
+    for run in runs:
+        at, wave = _anchor(source, run), _joined(source, run)
+        high = at + wave.shape[-1] if closes is None else ceil(closes * own_rate)
+        begin, stop = max(at, low), min(at + wave.shape[-1], high)
+        if begin < stop:
+            stretches.append(Stretch(begin, wave[:, begin - at : stop - at]))
+    return stretches
+
+
+def _anchor(source: Source, run: list[Piece]) -> int:
+    """Where a run of frames starts, in samples: the median over what each of them says."""
+    own_rate = source.sample_rate_hz
+    sizes = [piece.wave.shape[-1] for piece in run]
+    offsets = [0, *accumulate(sizes)][:-1]
+    usual = max(set(sizes), key=sizes.count)
+    full = [i for i, size in enumerate(sizes) if size == usual]  # a trimmed frame's time is the most rounded
+    votes = sorted(run[i].at * own_rate - offsets[i] for i in full)
+    anchor = votes[len(votes) // 2]
+    tick = source.audio.time_base * own_rate
+    if tick > 2 and len(full) >= len(sizes) - 2:
+        # Coarse times, constant frames: the stream's own frame grid says where they were before rounding, and
+        # says the same to every window. The codec's delay is what the container took off the first frame.
+        origin = floor(source.start(source.audio) * own_rate + Fraction(1, 2)) - source.audio.codec_context.delay
+        first = offsets[full[0]]
+        snapped = origin + floor((anchor + first - origin) / usual + Fraction(1, 2)) * usual - first
+        if abs(snapped - anchor) <= tick / 2 + 2:  # no rounding to the nearest tick explains more
+            return snapped
+    return floor(anchor + Fraction(1, 2))
+
+
+def _joined(source: Source, run: list[Piece]) -> np.ndarray:
+    """A run of frames as one wave, without the padding that encoders add after the end."""
+    if len({len(piece.wave) for piece in run}) > 1:
+        raise source.error("changes its number of channels midway")
+    last = run[-1]
+    length = last.wave.shape[-1]
+    if source.audio.time_base * source.sample_rate_hz <= 1 and 0 < last.stated < length:
+        length = last.stated
+    return np.concatenate([*(piece.wave for piece in run[:-1]), last.wave[:, :length]], axis=1)
+
+
+def _rendered(
+    source: Source, stretches: list[Stretch], start: Fraction, rate: int, count: int, channels: int | None
+) -> tuple[np.ndarray, tuple[Span, ...]]:
+    own_rate = source.sample_rate_hz
+    layout = source.audio.codec_context.layout
+    up, down = ratio(own_rate, rate)
+    margin = reach(own_rate, rate) + 1
+    low = floor(start * own_rate) - margin
+    high = ceil((start + Fraction(count, rate)) * own_rate) + margin
+    wave = np.zeros((len(stretches[0].wave) if stretches else layout.nb_channels, high - low), np.float32)
+    grid = floor(start * own_rate * up + Fraction(1, 2))  # the first output sample, as resample() rounds it
+    spans: list[Span] = []
+    for stretch in stretches:
+        if len(stretch.wave) != len(wave):
+            raise source.error("changes its number of channels midway")
+        begin, stop = max(stretch.at, low), min(stretch.end, high)
+        if begin < stop:
+            wave[:, begin - low : stop - low] = stretch.wave[:, begin - stretch.at : stop - stretch.at]
+        first = max(0, -((grid - stretch.at * up) // down))
+        last = min(count, -((grid - stretch.end * up) // down))
+        if first < last:
+            spans.append((first, last))
+    names = [channel.name for channel in layout.channels]
+    try:
+        mix = mix_matrix(names if len(names) == len(wave) else [""] * len(wave), channels or len(wave))
+    except ValueError as error:
+        raise source.error(str(error)) from error
+    position = start * own_rate - low
+    if len(mix) <= len(wave):  # resample whichever side has fewer channels
+        out = resample(mix @ wave, position, count, own_rate, rate)
+    else:
+        out = mix @ resample(wave, position, count, own_rate, rate)
+    return out, _merged(spans)
+
+
+def _merged(spans: list[Span]) -> tuple[Span, ...]:
+    merged: list[Span] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
