@@ -57,7 +57,6 @@ class Context:
     text_keys: Tensor  # (B, L) bool
     bridge: BridgeContext | None  # None when there is no partner to attend to
     bridge_on: Tensor | None  # (B,) float32 factor of what comes from the partner, None = 1
-    perturbed: Tensor | None  # (B, depth) bool: self-attention replaced by its values
 
 
 def spread(values: Tensor, slot: Tensor) -> Tensor:
@@ -153,12 +152,12 @@ class TowerBlock(nn.Module):
         )
         self.table = nn.Parameter(torch.zeros(6, width))
 
-    def attend_self(self, x: Tensor, c: Context, layer: int) -> Tensor:
+    def attend_self(self, x: Tensor, c: Context, perturbed: Tensor | None) -> Tensor:
         shift, scale, gate, *_ = c.modulation.under(self.table)
         h = modulate(x, shift, scale)
         v = self.attn.values(h)
         mixed = attend(self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), v, c.keys, self.attn.backend)
-        return residual(x, self.attn.out(perturb(mixed, v, c, layer)), gate)
+        return residual(x, self.attn.out(perturb(mixed, v, perturbed)), gate)
 
     def attend_text(self, x: Tensor, c: Context) -> Tensor:
         h = self.text_norm(x.float()).type_as(x)
@@ -169,11 +168,9 @@ class TowerBlock(nn.Module):
         return residual(x, self.mlp(modulate(x, shift, scale)), gate)
 
 
-def perturb(mixed: Tensor, values: Tensor, c: Context, layer: int) -> Tensor:
-    """Each token attends only to itself in the samples whose guidance pass asks for it."""
-    if c.perturbed is None:
-        return mixed
-    return torch.where(c.perturbed[:, layer, None, None, None], values, mixed)
+def perturb(mixed: Tensor, values: Tensor, perturbed: Tensor | None) -> Tensor:
+    """Each token attends only to itself in the samples (B,) whose guidance pass asks for it."""
+    return mixed if perturbed is None else torch.where(perturbed[:, None, None, None], values, mixed)
 
 
 class Bridge(nn.Module):
@@ -226,32 +223,33 @@ class Block(nn.Module):
 
     def __init__(self, layers: dict[str, int], towers: dict[str, TowerBlock], bridge: Bridge | None) -> None:
         super().__init__()
-        self.layers = layers  # which layer of its tower each block is
+        self.layers = layers  # which layer of its tower each is; not read in forward, or every block would compile anew
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         self.bridge = bridge
         self.checkpointing: Checkpointing = "none"
 
-    def forward(self, x: Streams, c: dict[str, Context]) -> Streams:
-        return checkpointed(self.run, self.checkpointing if torch.is_grad_enabled() else "none", x, c)
+    def forward(self, x: Streams, c: dict[str, Context], perturbed: dict[str, Tensor]) -> Streams:
+        mode = self.checkpointing if torch.is_grad_enabled() else "none"
+        return checkpointed(self.run, mode, x, c, perturbed)
 
-    def run(self, x: Streams, c: dict[str, Context]) -> Streams:
+    def run(self, x: Streams, c: dict[str, Context], perturbed: dict[str, Tensor]) -> Streams:
         here = [m for m in x if m in self.towers]
-        x = x | self.attend(x, c, here)
+        x = x | self.attend(x, c, perturbed, here)
         x = x | {m: self.towers[m].attend_text(x[m], c[m]) for m in here}
         if self.bridge is not None and len(here) == 2:
             x = self.bridge(x, c)
         return x | {m: self.towers[m].think(x[m], c[m]) for m in here}
 
-    def attend(self, x: Streams, c: dict[str, Context], here: list[str]) -> Streams:
-        return {m: self.towers[m].attend_self(x[m], c[m], self.layers[m]) for m in here}
+    def attend(self, x: Streams, c: dict[str, Context], perturbed: dict[str, Tensor], here: list[str]) -> Streams:
+        return {m: self.towers[m].attend_self(x[m], c[m], perturbed.get(m)) for m in here}
 
 
 class JointBlock(Block):
     """The ablation: one attention over the tokens of both modalities, everything else per modality."""
 
-    def attend(self, x: Streams, c: dict[str, Context], here: list[str]) -> Streams:
+    def attend(self, x: Streams, c: dict[str, Context], perturbed: dict[str, Tensor], here: list[str]) -> Streams:
         if len(here) < 2:
-            return super().attend(x, c, here)
+            return super().attend(x, c, perturbed, here)
         q, k, v, gates = {}, {}, {}, {}
         for m in here:
             tower = self.towers[m]
@@ -268,7 +266,7 @@ class JointBlock(Block):
             if bridge_on is not None:
                 alone = attend(q[m], k[m], v[m], c[m].keys, backend)
                 mixed[m] = torch.lerp(alone, mixed[m], bridge_on.type_as(alone)[:, None, None, None])
-            mixed[m] = perturb(mixed[m], v[m], c[m], self.layers[m])
+            mixed[m] = perturb(mixed[m], v[m], perturbed.get(m))
         return {m: residual(x[m], self.towers[m].attn.out(mixed[m]), gates[m]) for m in here}
 
 

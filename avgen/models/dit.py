@@ -9,7 +9,10 @@ Shape letters: B samples, N tokens, K noise levels, D a tower's width, C latent 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,7 @@ from avgen.models.blocks import (
     spread,
 )
 from avgen.models.checkpointing import Checkpointing
+from avgen.models.compilation import compile_blocks
 from avgen.models.rope import Rotation, space_time_rotation, time_rotation
 from avgen.models.text import Captions
 from avgen.types import Batch, Stream, Velocity
@@ -49,6 +53,10 @@ class Perturbation:
     bridge_on: Tensor | None = None  # (B,) float32: 0 turns the cross-modal attention of a sample off
     video: Tensor | None = None  # (B, depth) bool: video layers whose self-attention keeps to each token
     audio: Tensor | None = None  # (B, depth) bool
+
+    def of(self, layers: dict[str, int]) -> dict[str, Tensor]:
+        """Per modality, (B,) bool: the samples in which this layer of it is perturbed."""
+        return {m: which[:, layer] for m, layer in layers.items() if (which := getattr(self, m)) is not None}
 
 
 class Tower(nn.Module):
@@ -65,6 +73,10 @@ class Tower(nn.Module):
         )
         self.head_table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, config.channels)
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, N, C) in any float dtype -> (B, N, D) in the weights'"""
+        return self.embed(x.type_as(self.embed.weight))
 
     def levels(self, levels: Tensor) -> Tensor:
         """(B, K) -> (B, K, D) float32"""
@@ -108,7 +120,11 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _repeated_blocks = ["Block", "JointBlock"]  # noqa: RUF012
     _no_split_modules = ["Block", "JointBlock"]  # noqa: RUF012
-    _keep_in_fp32_modules = ["level_embed", "level_modulate", "bridge_levels", "table", "norm"]  # noqa: RUF012
+    # loading compares these with whole parts of a parameter's dotted name
+    _keep_in_fp32_modules = [  # noqa: RUF012
+        *("level_embed", "level_modulate", "bridge_levels", "table", "head_table"),
+        *("norm_q", "norm_k", "text_norm"),
+    ]
     _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "head"]  # noqa: RUF012
 
     towers: dict[str, Tower]
@@ -143,6 +159,14 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def of(cls, config: ModelConfig) -> AVTransformer:
         return cls(**asdict(config))
 
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, **options: Any) -> AVTransformer:
+        """ModelMixin's, but a weight that the file lacks or that has no place in the model is an error."""
+        wants_info = options.pop("output_loading_info", False)
+        model, info = super().from_pretrained(path, output_loading_info=True, **options)
+        require_whole(str(path), info)
+        return (model, info) if wants_info else model  # type: ignore[return-value]
+
     def initialise(self) -> None:
         """Every gate, modulation and head at zero: a fresh block passes its input on, a fresh bridge is not there."""
         for module in self.modules():
@@ -159,14 +183,15 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 nn.init.zeros_(parameter)
 
     def forward(self, batch: Batch, perturbation: Perturbation | None = None) -> Velocity:
+        perturbation = perturbation or Perturbation()
         streams: dict[str, Stream] = {m: s for m in self.towers if (s := getattr(batch, m)) is not None}
         texts = self.read_captions(batch)
         with torch.autocast(batch.video_text.x.device.type, enabled=False):
             levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
-            context = self.contexts(streams, levels, texts, perturbation or Perturbation())
-        x = {m: self.towers[m].embed(s.x) for m, s in streams.items()}
+            context = self.contexts(streams, levels, texts, perturbation.bridge_on)
+        x = {m: self.towers[m].tokens(s.x) for m, s in streams.items()}
         for block in self.blocks:
-            x = block(x, context)
+            x = block(x, context, perturbation.of(block.layers))
         return Velocity(**{m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in streams.items()})
 
     def read_captions(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
@@ -181,7 +206,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         streams: dict[str, Stream],
         levels: Streams,
         texts: dict[str, tuple[Tensor, Tensor]],
-        perturbation: Perturbation,
+        bridge_on: Tensor | None,
     ) -> dict[str, Context]:
         """What every block reads, computed once, in float32."""
         bridge: dict[str, BridgeContext] = {}
@@ -199,8 +224,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 text=texts[m][0],
                 text_keys=texts[m][1],
                 bridge=bridge.get(m),
-                bridge_on=perturbation.bridge_on,
-                perturbed=getattr(perturbation, m),
+                bridge_on=bridge_on,
             )
             for m, s in streams.items()
         }
@@ -224,6 +248,10 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def disable_gradient_checkpointing(self) -> None:
         self.set_checkpointing("none")
 
+    def compile_blocks(self, max_shapes: int = 8) -> None:
+        """torch.compile every block, once per shape of batch and for at most `max_shapes` of them."""
+        compile_blocks(self, max_shapes)
+
     def set_attention(self, backend: str) -> None:
         """Another attention backend for every tower and bridge, checked against the model's device."""
         backend = choose(backend, self.device)
@@ -231,6 +259,14 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if isinstance(module, Attention):
                 module.backend = backend
         self.register_to_config(attention=backend)
+
+
+def require_whole(path: str, info: Mapping[str, Any]) -> None:
+    """diffusers only warns of weights it did not find or could not place, and leaves the former on `meta`."""
+    wrong = {what: sorted(map(str, info[f"{what}_keys"])) for what in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in wrong.items() if keys)
+        raise ValueError(f"the weights in {path} do not fit the model its config.json describes: {listed}")
 
 
 def mean_level(stream: Stream) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avgen.models.attention import attend
@@ -91,10 +90,10 @@ class Captions(nn.Module):
             raise ValueError(
                 f"captions of shape {tuple(text.x.shape)} do not fit model.text.kind: it asks for {wanted}"
             )
-        features = text.x if self.encoder is None else self.encoder(text.x, text.valid)
+        features = text.x.type_as(self.null) if self.encoder is None else self.encoder(text.x, text.valid)
         if features.shape[-1] != self.width:
             raise ValueError(f"caption features are {features.shape[-1]} wide, but model.text.width={self.width}")
         dropped = text.dropped[:, None]
         features = torch.where(dropped[..., None], self.null.type_as(features), features)
-        first = F.one_hot(torch.zeros_like(text.dropped, dtype=torch.int64), text.x.shape[1]).bool()
+        first = torch.arange(text.x.shape[1], device=dropped.device) == 0
         return features, torch.where(dropped, first, text.valid)

@@ -1,0 +1,53 @@
+"""Per-block compilation with a bounded number of shapes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from avgen.types import Batch
+
+if TYPE_CHECKING:
+    from avgen.models.dit import AVTransformer
+
+
+def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
+    """Compile each kind of block once per shape; equal blocks share the code.
+
+    Past its limit torch would run new shapes uncompiled without a word, so the limit is kept here, where
+    the error can say what to change.
+    """
+    # a block with and one without a bridge, each with and without gradients
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * max_shapes)
+    for block in model.blocks:
+        block.compile(fullgraph=True, dynamic=False)
+    model.register_forward_pre_hook(ShapeBudget(max_shapes))
+
+
+class ShapeBudget:
+    """Counts the distinct batch shapes a compiled model has met."""
+
+    def __init__(self, max_shapes: int) -> None:
+        self.max_shapes = max_shapes
+        self.seen: set[tuple] = set()
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        shape = signature(args[0])
+        if shape not in self.seen and len(self.seen) == self.max_shapes:
+            raise RuntimeError(
+                f"a batch of a new shape would be number {self.max_shapes + 1}, but max_shapes={self.max_shapes}: "
+                f"pad to fewer shapes, or raise max_shapes (each costs a compilation); the shape: {shape}"
+            )
+        self.seen.add(shape)
+
+
+def signature(batch: Batch) -> tuple:
+    """Everything about a batch that makes compiled code specialise."""
+    parts = (batch.video, batch.audio, batch.video_text, batch.audio_text)
+    return tuple(
+        tuple(tuple(v.shape) for f in fields(p) if isinstance(v := getattr(p, f.name), Tensor)) if p else None
+        for p in parts
+    )
