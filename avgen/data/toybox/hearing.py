@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import ndimage, signal
 
-from avgen.data.toybox.scene import COLOURS, KINDS, PITCH_HZ, Actor, Colour, Kind, Scene
+from avgen.data.toybox.scene import COLOURS, KINDS, LOUDNESS, PITCH_HZ, Actor, Colour, Kind, Scene
 from avgen.data.toybox.sound import render_sound
 
 WINDOW_S = 0.046  # tells neighbouring pitches apart
@@ -25,9 +25,10 @@ LOWEST_HZ, HIGHEST_HZ = 250.0, 7800.0
 NOISES = 4  # broad hiss bands, so that noise needs no toybox sound to explain it
 ROUNDS = 40  # of the multiplicative fit
 LEAST = 0.035  # amplitude of the faintest act; the world's quietest is 0.15
-SLOW_S = 0.06  # a rise that takes longer is a hum swelling
-EDGE_STEPS = 3  # peaks this near to the clip's ends are cut off, not acts
-HELD = 0.72  # a level kept for 0.1 s after the start is a beep
+SLOW_S = 0.065  # a rise that takes longer is a hum swelling
+EDGE_STEPS = 5  # peaks this near to the clip's ends are sounds cut off, not acts
+DISTINCT = 0.45  # how much of its height a peak must rise above the valleys beside it: a wobble is no new act
+HELD = 0.8  # a level kept for 0.09 s after the start is a beep
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,39 @@ def hear(audio: np.ndarray, sample_rate_hz: int) -> tuple[HeardEvent, ...]:
     loudest = float(per_colour.sum(1).max())
     found: list[HeardEvent] = []
     for colour, parts in zip(COLOURS, per_colour, strict=True):
-        total = ndimage.gaussian_filter1d(parts.sum(0), 1.0)
+        total = _level(parts)
         least = max(LEAST, 0.12 * loudest)
         tops, about = signal.find_peaks(np.concatenate([[0], total, [0]]), prominence=least)
         before = -1
         for top, prominence in zip(tops - 1, about["prominences"], strict=True):
+            if prominence < DISTINCT * total[top]:
+                continue
             event = _event(wave, sample_rate_hz, colour, parts, total, int(top), before, float(prominence))
             if event is not None:
                 found.append(event)
             before = int(top)
-    return tuple(sorted(found, key=lambda event: event.instant_s))
+    real = [event for event in found if not any(_is_shadow(event, other) for other in found)]
+    return tuple(sorted(real, key=lambda event: event.instant_s))
+
+
+def _level(parts: np.ndarray) -> np.ndarray:
+    """(T,) how much of a colour there is, whatever its kind."""
+    return ndimage.gaussian_filter1d(parts.sum(0), 2.0, mode="constant")
+
+
+@lru_cache(maxsize=64)
+def _peak_level(kind: Kind, sample_rate_hz: int) -> float:
+    """What the level of a kind's middle size peaks at, per unit of amplitude."""
+    actor = Actor(kind, "yellow", "medium", 0.5, 0.5, 0.5, 1.0, 1)
+    wave = render_sound(Scene("single", (actor,)), sample_rate_hz, sample_rate_hz, 1)[0].astype(np.float64)
+    amounts = _explain(_spectrum(wave, sample_rate_hz), _dictionary(sample_rate_hz))
+    return float(_level(amounts[: len(KINDS) * len(COLOURS)]).max()) / LOUDNESS[actor.size]
+
+
+def _is_shadow(event: HeardEvent, other: HeardEvent) -> bool:
+    """Whether it is what a blurred spectrum leaves of a far louder sound in the colour next to it."""
+    next_to = abs(COLOURS.index(event.colour) - COLOURS.index(other.colour)) == 1
+    return next_to and abs(event.instant_s - other.instant_s) < 0.05 and event.loudness < 0.25 * other.loudness
 
 
 def _event(
@@ -84,8 +108,8 @@ def _event(
     start = low + int(np.flatnonzero(rise >= base + 0.2 * (height - base))[0])
     full = low + int(np.flatnonzero(rise >= base + 0.85 * (height - base))[0])
     slow = (full - start) * HOP_S > SLOW_S
-    later = total[full : full + max(1, round(0.1 / HOP_S)) + 1]
-    held = float(later[-1] / height) if len(later) * HOP_S > 0.08 else 0.0
+    later = total[full + round(0.05 / HOP_S) : full + round(0.09 / HOP_S)]
+    held = float(later.mean() / height) if len(later) else 0.0
     span = slice(max(0, start), min(len(total), start + round(0.12 / HOP_S)))
     share = dict(zip(KINDS, parts[:, span].sum(1) / max(parts[:, span].sum(), 1e-9), strict=True))
     kind = _kind(share, slow, held)
@@ -97,13 +121,15 @@ def _event(
     if instant_s is None:
         return None
     confidence = float(np.clip(prominence / height, 0, 1) * np.clip(height / (2 * LEAST), 0, 1))
-    return HeardEvent(instant_s, kind, colour, pitch_hz, round(float(height), 4), round(confidence, 3))
+    loudness = float(height) / _peak_level(kind, sample_rate_hz)
+    return HeardEvent(instant_s, kind, colour, pitch_hz, round(loudness, 4), round(confidence, 3))
 
 
 def _kind(share: dict[Kind, float], slow: bool, held: float) -> Kind:
+    """By how it begins, how it goes on and, between ring and knock, by its spectrum."""
     if slow:
         return "disc"
-    if held > HELD and share["bar"] < 0.6:
+    if held + 0.5 * (share["lamp"] - share["ball"]) > HELD:
         return "lamp"
     struck: tuple[Kind, Kind] = ("ball", "bar")
     return max(struck, key=lambda kind: share[kind])
@@ -168,10 +194,7 @@ def _spectrum(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     starts = np.round(np.arange(steps) * HOP_S * sample_rate_hz).astype(int)
     pieces = np.lib.stride_tricks.sliding_window_view(padded, len(window))[starts]
     power = np.abs(np.fft.rfft(pieces * window, 2 * len(window), axis=1)) ** 2
-    # a window that reaches beyond the clip is measured by the part of it that doesn't
-    ramp = np.concatenate([[0], np.cumsum(window)]) / window.sum()
-    inside = ramp[np.clip(len(wave) + half - starts, 0, len(window))] - ramp[np.clip(half - starts, 0, len(window))]
-    return np.sqrt(bank @ power.T) / np.maximum(inside, 0.4)
+    return np.sqrt(bank @ power.T)
 
 
 @lru_cache(maxsize=8)

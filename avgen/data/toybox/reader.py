@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from avgen.data.toybox.hearing import HeardEvent, hear
-from avgen.data.toybox.scene import ActorFacts, Event, SceneFacts
+from avgen.data.toybox.scene import LOUDNESS, SIZES, ActorFacts, Event, SceneFacts
 from avgen.data.toybox.seeing import SeenActor, SeenEvent, see
 from avgen.types import Clip
 
@@ -181,7 +181,7 @@ class _Source:
 
     kind: str | None
     colour: str
-    size: str | None
+    size: str
     count: int
 
 
@@ -200,11 +200,14 @@ def score_caption(reading: Reading, facts: SceneFacts) -> CaptionScore:
 
 
 def heard_sources(reading: Reading) -> list[_Source]:
-    """Sounds grouped by kind and colour."""
-    groups: dict[tuple[str, str], int] = {}
+    """Sounds grouped by kind and colour, their size told by their loudness."""
+    groups: dict[tuple[str, str], list[float]] = {}
     for event in reading.heard:
-        groups[event.kind, event.colour] = groups.get((event.kind, event.colour), 0) + 1
-    return [_Source(kind, colour, None, count) for (kind, colour), count in groups.items()]
+        groups.setdefault((event.kind, event.colour), []).append(event.loudness)
+    return [
+        _Source(kind, colour, min(SIZES, key=lambda s: abs(math.log(np.median(loud) / LOUDNESS[s]))), len(loud))
+        for (kind, colour), loud in groups.items()
+    ]
 
 
 def _compare(sources: Sequence[_Source], wanted: Sequence[ActorFacts]) -> CaptionScore:

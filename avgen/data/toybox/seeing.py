@@ -275,6 +275,7 @@ def _size(track: _Track, kind: Kind | None, height: int, width: int) -> Size:
         area = float(track.area.max()) / unit**2
         wanted = {size: np.pi * DISC_CREST[size] ** 2 for size in SIZES}
     elif kind == "lamp":
+        area = float(track.area[track.peak.argmax()]) / unit**2  # its edges show best when it is lit
         wanted = {size: 4 * LAMP_HALF_SIDE[size] ** 2 for size in SIZES}
     else:
         wanted = {size: np.pi * BALL_RADIUS[size] ** 2 for size in SIZES}
@@ -344,7 +345,8 @@ def _fit(away: np.ndarray, fps: float, near: int, shape: Callable[[np.ndarray, n
     time_s = (np.arange(len(away)) + 0.5) / fps
     reach = max(FIT_S, 2.0 / fps)
     part = np.abs(time_s - time_s[near]) <= reach
-    instants = (near + 0.5 + np.linspace(-1.2, 1.2, 49)) / fps
+    # at high rates the frame that first looks like rest comes well before the contact
+    instants = time_s[near] + np.linspace(-1.2 / fps, max(1.2 / fps, 0.06), 49)
     periods = np.linspace(*PERIOD_S, 9)
     late = time_s[part] - instants[:, None, None]  # (instant, period, T)
     half = periods[:, None] / 2
