@@ -27,6 +27,7 @@ ROUNDS = 40  # of the multiplicative fit
 LEAST = 0.035  # amplitude of the faintest act; the world's quietest is 0.15
 SLOW_S = 0.065  # a rise that takes longer is a hum swelling
 EDGE_STEPS = 5  # peaks this near to the clip's ends are sounds cut off, not acts
+CLEAR = 1.6  # how many times stronger than hiss a sound must be where its spectrum lies; noise alone reaches 1
 DISTINCT = 0.45  # how much of its height a peak must rise above the valleys beside it: a wobble is no new act
 HELD = 0.8  # a level kept for 0.09 s after the start is a beep
 
@@ -45,29 +46,39 @@ class HeardEvent:
 
 def hear(audio: np.ndarray, sample_rate_hz: int) -> tuple[HeardEvent, ...]:
     """Events in (channels, samples); times count from the first sample."""
-    wave = np.nan_to_num(np.asarray(audio, np.float64).mean(0)) if audio.size else np.zeros(0)
+    wave = np.clip(np.nan_to_num(audio, posinf=0, neginf=0), -4, 4).astype(np.float64).mean(0) if audio.size else audio
     if len(wave) < WINDOW_S * sample_rate_hz or np.abs(wave).max() < LEAST / 4:
         return ()
     book = _dictionary(sample_rate_hz)
     spectrum = _spectrum(wave, sample_rate_hz)
     amounts = _explain(spectrum, book)  # (A, T)
     per_colour = amounts[: len(KINDS) * len(COLOURS)].reshape(len(COLOURS), len(KINDS), -1)
+    hiss = book[:, len(KINDS) * len(COLOURS) :] @ amounts[len(KINDS) * len(COLOURS) :]  # (F, T)
     loudest = float(per_colour.sum(1).max())
     found: list[HeardEvent] = []
-    for colour, parts in zip(COLOURS, per_colour, strict=True):
+    for c, (colour, parts) in enumerate(zip(COLOURS, per_colour, strict=True)):
         total = _level(parts)
+        sounds = book[:, c * len(KINDS) : (c + 1) * len(KINDS)]
         least = max(LEAST, 0.12 * loudest)
         tops, about = signal.find_peaks(np.concatenate([[0], total, [0]]), prominence=least)
         before = -1
         for top, prominence in zip(tops - 1, about["prominences"], strict=True):
-            if prominence < DISTINCT * total[top]:
+            clarity = _clarity(sounds, parts, hiss, int(top))
+            if prominence < DISTINCT * total[top] or clarity < CLEAR:
                 continue
-            event = _event(wave, sample_rate_hz, colour, parts, total, int(top), before, float(prominence))
+            event = _event(wave, sample_rate_hz, colour, parts, total, int(top), before, clarity)
             if event is not None:
                 found.append(event)
             before = int(top)
     real = [event for event in found if not any(_is_shadow(event, other) for other in found)]
     return tuple(sorted(real, key=lambda event: event.instant_s))
+
+
+def _clarity(sounds: np.ndarray, parts: np.ndarray, hiss: np.ndarray, top: int) -> float:
+    """How many times stronger a colour's sounds are than hiss at a peak, over the bands that they occupy."""
+    about = slice(max(0, top - 1), top + 2)
+    where = sounds.mean(1)
+    return float(where @ (sounds @ parts[:, about]).mean(1) / max(where @ hiss[:, about].mean(1), 1e-9))
 
 
 def _level(parts: np.ndarray) -> np.ndarray:
@@ -98,7 +109,7 @@ def _event(
     total: np.ndarray,
     top: int,
     before: int,
-    prominence: float,
+    clarity: float,
 ) -> HeardEvent | None:
     """The act behind one peak of a colour's level; None for what begins before the clip or has hardly begun."""
     height = total[top]
@@ -120,7 +131,7 @@ def _event(
     instant_s = _loudest_s(total, top, base) if crest else _start_s(wave, sample_rate_hz, kind, pitch_hz, full * HOP_S)
     if instant_s is None:
         return None
-    confidence = float(np.clip(prominence / height, 0, 1) * np.clip(height / (2 * LEAST), 0, 1))
+    confidence = min(1.0, clarity / (3 * CLEAR)) * min(1.0, float(height) / (2 * LEAST))
     loudness = float(height) / _peak_level(kind, sample_rate_hz)
     return HeardEvent(instant_s, kind, colour, pitch_hz, round(loudness, 4), round(confidence, 3))
 
