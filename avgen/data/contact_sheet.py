@@ -104,10 +104,12 @@ def _strip(
     _axis(draw, duration_s, clip.start_s, width, top, small)
     for mark in marks:
         x = min(width - 1, round((mark.time_s - clip.start_s) / duration_s * width))
-        draw.line([(x, caption_height), (x, top + 4)], mark.colour, 1)
-        draw.polygon([(x - 4, top + 8), (x + 4, top + 8), (x, top + 2)], mark.colour)
+        draw.line([(x, caption_height), (x, top)], mark.colour, 1)
+        draw.polygon([(x - 4, caption_height), (x + 4, caption_height), (x, caption_height + 6)], mark.colour)
         if mark.label:
-            draw.text((x + 4, top - 15), mark.label, mark.colour, small)
+            after = x + 4 + small.getlength(mark.label) <= width
+            place = x + 4 if after else x - 4 - small.getlength(mark.label)
+            draw.text((place, top - 16), mark.label, mark.colour, small)
     return strip
 
 

@@ -121,10 +121,13 @@ def _blows(actor: Actor, sample_rate_hz: int, samples: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _carrier(colour: Colour, sample_rate_hz: int, samples: int) -> np.ndarray:
-    time_s = np.arange(samples) / sample_rate_hz
-    partials = [(r * PITCH_HZ[colour], a) for r, a in HUM if r * PITCH_HZ[colour] < 0.45 * sample_rate_hz]
-    waves = np.array([a * np.sin(2 * np.pi * frequency * time_s) for frequency, a in partials])
-    return (waves.sum(0) / sum(a for _, a in partials)).astype(np.float32)
+    cycles = PITCH_HZ[colour] * np.arange(samples) / sample_rate_hz
+    partials = [(ratio, a) for ratio, a in HUM if ratio * PITCH_HZ[colour] < 0.45 * sample_rate_hz]
+
+    def tone(cycles: np.ndarray) -> np.ndarray:
+        return np.array([a * np.sin(2 * np.pi * ratio * cycles) for ratio, a in partials]).sum(0)
+
+    return (tone(cycles) / np.abs(tone(np.linspace(0, 1, 512))).max()).astype(np.float32)
 
 
 def _hum(actor: Actor, sample_rate_hz: int, samples: int) -> np.ndarray:
