@@ -167,6 +167,12 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         require_whole(str(path), info)
         return (model, info) if wants_info else model  # type: ignore[return-value]
 
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:
+        """ModelMixin's, but adapted layers, whose weights go by other names, are refused while there is time."""
+        if self._hf_peft_config_loaded:
+            raise ValueError("the model has LoRA adapters: save those with save_lora, or fold them in with fold_lora")
+        super().save_pretrained(folder, **options)
+
     def initialise(self) -> None:
         """Every gate, modulation and head at zero: a fresh block passes its input on, a fresh bridge is not there."""
         for module in self.modules():

@@ -139,6 +139,8 @@ def load_lora(model: AVTransformer, folder: str | Path, name: str = "default", t
     if found != wanted:
         missing, unexpected = sorted(wanted - found), sorted(found - wanted)
         model.delete_adapters(name)
+        if not getattr(model, "peft_config", None):
+            model.unload_lora()  # empty wrappers would stay behind
         raise ValueError(f"the adapter in {folder} does not fit the model: missing {missing}, unexpected {unexpected}")
     cast_adapter_dtype(model, name)
     model.set_adapter(name)

@@ -145,6 +145,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not fit.*bridge"):
         load_lora(other, tmp_path)
     assert torch.equal(answer(other), answer(factory.model(coupling="none")))
+    assert other.state_dict().keys() == factory.model(coupling="none").state_dict().keys()
 
 
 def test_fused_and_unfused() -> None:
@@ -163,6 +164,8 @@ def test_fused_and_unfused() -> None:
 def test_folded_is_a_plain_model(tmp_path: Path) -> None:
     model = trained()
     wanted = answer(model)
+    with pytest.raises(ValueError, match="fold them in with fold_lora"):
+        model.save_pretrained(tmp_path)
     fold_lora(model)
     assert model.state_dict().keys() == factory.model().state_dict().keys()
     assert all(parameter.requires_grad for parameter in model.parameters())
