@@ -44,28 +44,38 @@ def read_frames(
     The frame on screen at an instant is the last that started before it; before the first and after the last
     frame the nearest is held.
     """
-    stream = source.video
+    decoded = _decoded(
+        source, counter, *_packets_from_keyframe(source, max(instants[0], source.shown(source.video)[0]))
+    )
+    stream = source.video  # not before: positioning may open the file anew
     rounding = min(stream.time_base / 2, ROUNDING_S)
     opens, closes = source.shown(stream)  # what an edit list cuts off is never looked at
-    out: list[np.ndarray] = []
+    out: np.ndarray | None = None
+    filled = 0
     current: Any = None
     first_at = starts_at = ends_at = Fraction(0)
 
     def show(until: Fraction | None) -> None:
         """Give the current frame to every instant before the next one's start."""
-        picture = None
-        while len(out) < instants.count:
-            instant = max(instants[len(out)], opens + rounding * 2)
+        nonlocal out, filled
+        first = filled
+        while filled < instants.count:
+            instant = max(instants[filled], opens + rounding * 2)
             instant = instant if closes is None else min(instant, closes)
             if until is not None and instant > until + rounding:
                 return
-            if picture is None:
-                if current.is_corrupt:
-                    raise source.error(f"the picture at {float(starts_at):.3f} s is damaged")
-                picture = renderer(current, stream.sample_aspect_ratio)
-            out.append(picture)
+            if current.is_corrupt:
+                raise source.error(f"the picture at {float(starts_at):.3f} s is damaged")
+            if out is None:
+                size = renderer.size_of(current, stream.sample_aspect_ratio)
+                out = np.empty((instants.count, *size, 3), np.uint8)
+            if filled == first:
+                renderer.paint(current, stream.sample_aspect_ratio, into=out[filled])
+            else:
+                out[filled] = out[first]
+            filled += 1
 
-    for frame in _decoded(source, counter, max(instants[0], opens)):
+    for frame in decoded:
         at = source.time(stream, frame.pts)
         if current is None:
             first_at = at
@@ -73,24 +83,24 @@ def read_frames(
             continue  # two frames for one moment: the later was never seen
         else:
             show(at)
-            if len(out) == instants.count:
+            if filled == instants.count:
                 break
         current, starts_at = frame, at
         ends_at = at + (frame.duration * frame.time_base if frame.duration else 1 / average_fps(stream))
     if current is None:
         raise source.error("holds a video stream from which no frame can be decoded")
-    if len(out) < instants.count:
+    if filled < instants.count:
         refuse_truncation(source, stream, ends_at, instants[instants.count - 1])
         show(None)
         high = ends_at if closes is None else min(ends_at, closes)
     else:
         high = instants[instants.count] if closes is None else closes
-    return np.stack(out), instants.span(max(first_at, opens) - rounding, high + rounding)
+    assert out is not None
+    return out, instants.span(max(first_at, opens) - rounding, high + rounding)
 
 
-def _decoded(source: Source, counter: Counter, at: Fraction) -> Iterator[Any]:
-    """Frames in presentation order, from one shown at or before `at` (where the file has one)."""
-    packets, clean_from = _packets_from_keyframe(source, at)
+def _decoded(source: Source, counter: Counter, packets: Iterator[Any], clean_from: int | None) -> Iterator[Any]:
+    """Frames in presentation order; those before the keyframe at `clean_from` lean on frames we never saw."""
     context = source.video.codec_context
     context.thread_type = "AUTO"
     context.thread_count = source.threads
@@ -100,7 +110,7 @@ def _decoded(source: Source, counter: Counter, at: Fraction) -> Iterator[Any]:
             counter.frames += 1
             if frame.pts is None:
                 raise source.error("has video frames without timestamps")
-            if clean_from is None or frame.pts >= clean_from:  # those before it are built on frames we never saw
+            if clean_from is None or frame.pts >= clean_from:
                 yield frame
 
 

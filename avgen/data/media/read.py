@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from avgen.data.media.frames import Instants, read_frames
-from avgen.data.media.picture import Fit, Renderer
+from avgen.data.media.picture import Chroma, Fit, Renderer
 from avgen.data.media.samples import read_all_samples, read_samples
 from avgen.data.media.source import (
     Counter,
@@ -81,6 +81,7 @@ def read_clip(
     fps: float | Fraction | None = None,
     size: tuple[int, int] | None = None,
     fit: Fit = "cover",
+    chroma: Chroma = "full",
     sample_rate_hz: int | None = None,
     channels: int | None = None,
     threads: int = 0,
@@ -107,7 +108,7 @@ def read_clip(
         if has_video:
             rate = average_fps(source.video) if fps is None else exact_fps(fps)
             count = _at_least_one(unit_count(start, end, rate), "frame", rate, end - start)
-            frames, video_real = read_frames(source, counter, Instants(start, rate, count), Renderer(size, fit))
+            frames, video_real = read_frames(source, counter, Instants(start, rate, count), Renderer(size, fit, chroma))
         wave: np.ndarray | None = None
         audio_real: tuple[Span, ...] = ()
         if has_audio:

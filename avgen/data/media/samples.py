@@ -159,10 +159,12 @@ def _anchor(source: Source, run: list[Piece]) -> int:
     if tick > 2 and len(full) >= len(sizes) - 2:
         # Coarse times, constant frames: the stream's own frame grid says where they were before rounding, and
         # says the same to every window. The codec's delay is what the container took off the first frame.
+        # A start of 0 was not rounded, so there the grid is exact; a later one is off by as much as it explains.
+        doubt = tick / 2 + 2 if not source.audio.start_time else tick / 4
         origin = floor(source.start(source.audio) * own_rate + Fraction(1, 2)) - source.audio.codec_context.delay
         first = offsets[full[0]]
         snapped = origin + floor((anchor + first - origin) / usual + Fraction(1, 2)) * usual - first
-        if abs(snapped - anchor) <= tick / 2 + 2:  # no rounding to the nearest tick explains more
+        if abs(snapped - anchor) <= doubt:
             return snapped
     return floor(anchor + Fraction(1, 2))
 

@@ -292,7 +292,10 @@ def display_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int,
 def refuse_truncation(source: Source, stream: Any, reached: Fraction, wanted: Fraction) -> None:
     """A stream that stops before its header says so, inside the window, has lost data."""
     claimed = source.claimed_end(stream)
-    if claimed is not None and reached < min(claimed, wanted) - Fraction(1, 4):
+    if claimed is None:
+        return
+    missing_from = max(reached, source.start(stream))
+    if missing_from < min(claimed, wanted) - Fraction(1, 4):
         what = "picture" if stream.type == "video" else "sound"
         raise source.error(
             f"is truncated: the header promises {what} until {float(claimed):.3f} s, it stops at {float(reached):.3f} s"
