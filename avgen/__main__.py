@@ -6,6 +6,7 @@ what `accelerate launch -m` and `torchrun -m` need.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from dataclasses import dataclass
@@ -18,5 +19,53 @@ class Verb:
     name: str
     module: str  # has main(argv: list[str] | None) -> int
     about: str
-    config: str | None = None  # configs/<config>.yaml, validated against `schema`
-    schema: str | None = None  # "module:Dataclass"
+    config: str | None = None  # configs/<config>.yaml ...
+    schema: str | None = None  # ... builds this "module:Dataclass"
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb(
+        "demo", "avgen.demo.__main__", "see the whole thing work, with figures", "demo", "avgen.demo.config:DemoConfig"
+    ),
+    Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
+)
+
+
+def usage() -> str:
+    width = max(len(verb.name) for verb in VERBS) + 2
+    return "\n".join(
+        [
+            f"avgen {__version__} - train, sample, evaluate and align joint audio-video generators",
+            "",
+            "usage: avgen VERB [key=value ...]",
+            "",
+            *(f"  {verb.name:<{width}}{verb.about}" for verb in VERBS),
+            "",
+            "`avgen VERB --help` lists a verb's keys. Each verb is also a module, for accelerate launch and torchrun:",
+            *(f"  {verb.name:<{width}}python -m {verb.module.removesuffix('.__main__')}" for verb in VERBS),
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"avgen {__version__}")
+        return 0
+    verb = {v.name: v for v in VERBS}.get(words[0])
+    if verb is None:
+        near = difflib.get_close_matches(words[0], [v.name for v in VERBS], n=1)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        print(f"error: no verb {words[0]!r}{hint} (avgen --help lists them)", file=sys.stderr)
+        return 2
+    from avgen.command import run
+
+    module = verb.module
+    return run(lambda rest: importlib.import_module(module).main(rest), list(words[1:]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -52,12 +52,17 @@ def _ours(error: BaseException) -> bool:
 
 
 def configure(
-    cls: type[T], name: str, argv: list[str] | None, about: str, examples: Sequence[str] = (), verb: str | None = None
+    cls: type[T],
+    name: str | None,
+    argv: list[str] | None,
+    about: str,
+    examples: Sequence[str] = (),
+    verb: str | None = None,
 ) -> T:
-    """The configuration of a command line; `--help` and `--show` print and leave."""
+    """The configuration of a command line, from configs/<name>.yaml if named; `--help` and `--show` print and leave."""
     overrides, config_dir, asked = _split(sys.argv[1:] if argv is None else argv)
     if asked == "help":
-        print(help_text(cls, name, overrides, config_dir, about, examples, verb or name))
+        print(help_text(cls, name, overrides, config_dir, about, examples, verb or name or ""))
         raise SystemExit(0)
     config = load(cls, name, overrides, config_dir)
     if asked == "show":
@@ -92,7 +97,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], Path | None, str]:
 
 def help_text(
     cls: type,
-    name: str,
+    name: str | None,
     overrides: Sequence[str],
     config_dir: Path | None,
     about: str,

@@ -104,7 +104,7 @@ def _scalar(hint: Any, value: Any, key: str) -> Any:
         if value not in [member.value for member in hint]:
             raise ConfigError(key, f"{value!r} is not one of {', '.join(names)}; {_suggest(str(value), names)}")
         return hint(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= 2**53:  # beyond that a float would be another number
         return float(value)
     if hint is Path and type(value) is str:
         return Path(value)
@@ -285,7 +285,7 @@ class Composed:
         for prefix, file in reversed(self.files):
             if _inside(key, prefix) and _holds(file, key[len(prefix) :].lstrip(".")):
                 return f"in {self.shown(file)}"
-        return f"in {self.shown(self.files[0][1])}"
+        return f"in {self.shown(self.files[0][1])}" if self.files else ""
 
     def shown(self, file: Path) -> str:
         """A file's path from its configs folder on: configs/model/toy.yaml."""
@@ -309,8 +309,10 @@ def _holds(file: Path, key: str) -> bool:
     return True
 
 
-def groups(name: str, config_dir: Path | None = None) -> dict[str, list[str]]:
+def groups(name: str | None, config_dir: Path | None = None) -> dict[str, list[str]]:
     """The config groups of a root file and the options each offers."""
+    if name is None:
+        return {}
     folders = _folders(config_dir)
     found: dict[str, list[str]] = {}
     for entry in _defaults_list(_find(name, folders)):
@@ -321,8 +323,11 @@ def groups(name: str, config_dir: Path | None = None) -> dict[str, list[str]]:
     return found
 
 
-def load(cls: type[T], name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> T:
-    """Compose configs/<name>.yaml with `key=value` overrides and build it; refusals say what to change."""
+def load(cls: type[T], name: str | None, overrides: Sequence[str] = (), config_dir: Path | None = None) -> T:
+    """Compose configs/<name>.yaml with `key=value` overrides and build it; refusals say what to change.
+
+    Without a name the overrides alone are built: for commands that need no file.
+    """
     composed = compose(cls, name, overrides, config_dir)
     try:
         return build(cls, composed.mapping)
@@ -336,7 +341,7 @@ def load(cls: type[T], name: str, overrides: Sequence[str] = (), config_dir: Pat
         raise ConfigError(key, problem, origin) from refused
 
 
-def compose(cls: type, name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed:
+def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed:
     """Hydra's composition as plain data, with overrides checked against the schema beforehand."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -345,7 +350,8 @@ def compose(cls: type, name: str, overrides: Sequence[str] = (), config_dir: Pat
     from omegaconf.errors import OmegaConfBaseException
 
     folders = _folders(config_dir)
-    home = _find(name, folders).parent  # Hydra wants the primary file in its first folder
+    root = None if name is None else _find(name, folders)
+    home = root.parent if root else folders[0]  # Hydra wants the primary file in its first folder
     others = [folder for folder in folders if folder != home]
     offered = groups(name, config_dir)
     composing, texts = _checked(cls, overrides, offered)
@@ -361,8 +367,9 @@ def compose(cls: type, name: str, overrides: Sequence[str] = (), config_dir: Pat
             OmegaConf.update(config, key, text.replace("${", "\\${"), force_add=True)
         mapping: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except (HydraException, OmegaConfBaseException) as refused:
-        raise ConfigError("", f"{name}.yaml does not compose: {str(refused).splitlines()[0]}") from refused
-    files = [("", _find(name, folders))]
+        what = f"{name}.yaml does not compose" if name else "the keys do not compose"
+        raise ConfigError("", f"{what}: {str(refused).splitlines()[0]}") from refused
+    files = [("", root)] if root else []
     for group, option in chosen.items():
         for folder in folders if isinstance(option, str) and not group.startswith("hydra/") else ():
             file = folder / group / f"{option}.yaml"

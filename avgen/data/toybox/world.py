@@ -45,15 +45,15 @@ WORLD_VERSION = 1  # raise it whenever an item changes: prepared data and figure
 class ToyboxConfig:
     """The form of the clips and what happens in them."""
 
-    height: int = 32
-    width: int = 32
-    fps: float = 8.0
-    duration_s: float = 2.0
-    sample_rate_hz: int = 16000
-    audio_channels: int = 1
-    scenes: tuple[SceneType, ...] = SCENE_TYPES
+    height: int = 32  # pixels
+    width: int = 32  # pixels
+    fps: float = 8.0  # frames per second
+    duration_s: float = 2.0  # of every clip
+    sample_rate_hz: int = 16000  # of the sound
+    audio_channels: int = 1  # 1, or 2 to hear where an actor is
+    scenes: tuple[SceneType, ...] = SCENE_TYPES  # one actor, two in turn, two at once, one unseen, one unheard
     scene_weights: tuple[float, ...] = ()  # how often each of `scenes` is drawn; empty: equally often
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[Kind, ...] = KINDS  # of actors
 
     def __post_init__(self) -> None:
         for name, least in (("height", 8), ("width", 8), ("sample_rate_hz", 2000)):

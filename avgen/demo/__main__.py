@@ -1,0 +1,32 @@
+"""`python -m avgen.demo`, `avgen demo`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from avgen import command
+from avgen.demo.config import DemoConfig
+
+
+def main(argv: list[str] | None = None) -> int:
+    config = command.configure(
+        DemoConfig,
+        "demo",
+        argv,
+        "render toybox clips, encode and decode them, and say how well each part does",
+        ["avgen demo", "avgen demo quick=true", "avgen demo out=runs/square world.width=64 world.height=64"],
+    )
+    if config.quick:
+        config = replace(config, fit_clips=min(config.fit_clips, 96), test_clips=min(config.test_clips, 20))
+        config = replace(config, shown_clips=min(config.shown_clips, config.test_clips))
+    # here, not above: a mistyped key must not wait for the models to be imported
+    from rich.console import Console
+
+    from avgen.demo.stages import run
+
+    run(config, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main))

@@ -1,0 +1,108 @@
+"""Figures with their bars, the sums behind them, and the two tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from avgen.data.toybox.reader import Score, Tally
+from avgen.types import Clip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the table."""
+
+    name: str
+    value: float
+    unit: str = ""
+    at_least: float | None = None  # the bar it has to reach ...
+    at_most: float | None = None  # ... or to stay under
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the bar is reached; None where there is none."""
+        if self.at_least is not None:
+            return self.value >= self.at_least
+        return None if self.at_most is None else self.value <= self.at_most
+
+    @property
+    def bar(self) -> str:
+        if self.at_least is not None:
+            return f">= {self.at_least:g}"
+        return "" if self.at_most is None else f"<= {self.at_most:g}"
+
+
+def psnr_db(original: Clip, decoded: Clip) -> float:
+    """Over all pixels of the clip together."""
+    assert original.video is not None
+    assert decoded.video is not None
+    error = np.mean((original.video.astype(np.float64) - decoded.video) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def spectral_convergence(original: Clip, decoded: Clip) -> float:
+    """||S - S'|| / ||S|| of magnitude spectra (32 ms windows, 8 ms apart); nan for a silent original."""
+    true, read = magnitudes(original), magnitudes(decoded)
+    size = float(true.norm())
+    return float((true - read).norm()) / size if size > 1e-3 else math.nan
+
+
+def magnitudes(clip: Clip) -> Tensor:
+    assert clip.sample_rate_hz is not None
+    assert clip.audio is not None
+    wave = torch.from_numpy(clip.audio)
+    window = round(0.032 * clip.sample_rate_hz)
+    return torch.stft(wave, window, window // 4, window=torch.hann_window(window), return_complex=True).abs()
+
+
+def figure_table(figures: Sequence[Figure]) -> Table:
+    table = Table(title="avgen demo", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("bar", justify="right")
+    table.add_column("")
+    for figure in figures:
+        verdict = {True: "[green]met[/green]", False: "[red]not met[/red]", None: ""}[figure.met]
+        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}".strip(), figure.bar, verdict)
+    return table
+
+
+def reader_row(read: Score) -> dict[str, float]:
+    """What the reader's score comes to, for the table and for figures.json."""
+
+    def late_ms(errors: Sequence[float]) -> float:
+        return 1000 * float(np.median(np.abs(errors))) if errors else math.nan
+
+    def share(a: Tally, b: Tally) -> float:
+        return (a + b).precision
+
+    return {
+        "seen precision": read.seen.precision,
+        "seen recall": read.seen.recall,
+        "heard precision": read.heard.precision,
+        "heard recall": read.heard.recall,
+        "sync F1": read.sync.f1,
+        "kind right": share(read.seen_kind, read.heard_kind),
+        "colour right": share(read.seen_colour, read.heard_colour),
+        "seen off by, ms": late_ms(read.seen_error_s),
+        "heard off by, ms": late_ms(read.heard_error_s),
+    }
+
+
+def reader_table(scores: dict[str, Score]) -> Table:
+    rows = {name: reader_row(read) for name, read in scores.items()}
+    table = Table(title="events read back from pixels and waveform, against the truth", title_justify="left")
+    table.add_column("")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for figure in next(iter(rows.values())):
+        digits = 1 if figure.endswith("ms") else 3
+        table.add_row(figure, *(f"{row[figure]:.{digits}f}" for row in rows.values()))
+    return table

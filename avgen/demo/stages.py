@@ -1,0 +1,252 @@
+"""The demo's stages: each adds figures to one table and files to one folder.
+
+Today: the embedded world, the event reader, the embedded codecs. Training, sampling and evaluation join STAGES,
+fed by the same Workshop.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from avgen import __version__
+from avgen.config import fingerprint, to_plain
+from avgen.data.contact_sheet import Mark, contact_sheet
+from avgen.data.media import read_clip, write_clip
+from avgen.data.toybox import Toybox, ToyClip
+from avgen.data.toybox.reader import Score, read_events, score
+from avgen.demo.config import DemoConfig
+from avgen.demo.figures import Figure, figure_table, psnr_db, reader_row, reader_table, spectral_convergence
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.embedded_audio import SpectralAudioCodec
+from avgen.models.embedded_video import PatchVideoCodec
+from avgen.models.fit_codecs import fit_embedded
+from avgen.types import Clip
+
+SHOWN_PIXELS = 256  # side of the written clips: players make a poor job of 32 pixels
+
+
+@dataclass
+class Workshop:
+    """What the stages hand on to each other."""
+
+    config: DemoConfig
+    console: Console
+    test: Sequence[ToyClip] = ()
+    codecs: tuple[VideoCodec, AudioCodec] | None = None
+    decoded: Sequence[Clip] = ()  # the test clips after encode and decode
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    def each(self, items: Sequence[Any], doing: str) -> Iterable[Any]:
+        return track(items, doing, console=self.console, transient=True)
+
+
+def run(config: DemoConfig, console: Console) -> list[Figure]:
+    """All stages in order; writes clips, contact sheet and figures.json under config.out."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    shop = Workshop(config, console)
+    figures: list[Figure] = []
+    for stage in STAGES:
+        figures += stage(shop)
+    console.print(figure_table(figures))
+    console.print(reader_table(shop.scores))
+    write_figures(config, figures, shop.scores)
+    console.print(f"Clips, contact sheet and figures.json are in [bold]{config.out}[/bold].")
+    if config.quick:
+        console.print("quick=true: too few clips for these figures to mean much.")
+    return figures
+
+
+def world_stage(shop: Workshop) -> list[Figure]:
+    """Render the unseen clips and read them back as they are."""
+    config = shop.config
+    train = Toybox(config.world, "train", config.seed)
+    speed = rendering_speed(train)
+    test = Toybox(config.world, "test", config.seed)
+    shop.test = [test[i] for i in range(config.test_clips)]
+    shop.scores["as rendered"] = read_all(shop, [item.clip for item in shop.test], "reading events")
+    return [Figure("clips rendered per second and core", speed, "1/s", at_least=300)]
+
+
+def media_stage(shop: Workshop) -> list[Figure]:
+    """The same clips through H.264 and AAC."""
+    folder = shop.config.out / "files"
+    folder.mkdir(exist_ok=True)
+    through = []
+    for i, item in enumerate(shop.each(shop.test, "writing and reading mp4")):
+        path = folder / f"{i:04d}.mp4"
+        write_clip(path, item.clip)
+        through.append(read_back(path, item.clip))
+        path.unlink()
+    folder.rmdir()
+    shop.scores["after H.264 + AAC"] = read_all(shop, through, "reading events")
+    return []
+
+
+def codec_stage(shop: Workshop) -> list[Figure]:
+    """Fit the embedded codecs (or load the fit made before), decode what they encode, and show it."""
+    video, audio, fit_s = fitted(shop.config, shop.console)
+    shop.codecs = (video, audio)
+    originals = [item.clip for item in shop.test]
+    started = time.perf_counter()
+    shop.decoded = through_codecs(originals, video, audio)
+    each_ms = 1000 * (time.perf_counter() - started) / len(originals)
+    shop.scores["after the codecs"] = read_all(shop, shop.decoded, "reading events")
+    kept = shop.scores["after the codecs"].sync.f1 / shop.scores["as rendered"].sync.f1
+    errors = [psnr_db(a, b) for a, b in zip(originals, shop.decoded, strict=True)]
+    spectra = [spectral_convergence(a, b) for a, b in zip(originals, shop.decoded, strict=True)]
+    tokens = video.encode(frames_of(originals[:1])).mean[0, 0].numel()
+    sounds = audio.encode(waves_of(originals[:1])).mean[0, 0].numel()
+    show(shop)
+    return [
+        Figure("codecs: time to fit", fit_s, "s", at_most=60),
+        Figure("codecs: video tokens per clip", tokens),
+        Figure("codecs: audio tokens per clip", sounds),
+        Figure("codecs: encode and decode, both streams, per clip", each_ms, "ms"),
+        Figure("codecs: picture PSNR, mean over clips", float(np.mean(errors)), "dB", at_least=28),
+        Figure("codecs: sound, spectral convergence (0 = same)", float(np.nanmean(spectra))),
+        Figure("codecs: share of the events' sync F1 kept", kept, at_least=0.95),
+    ]
+
+
+STAGES: tuple[Callable[[Workshop], list[Figure]], ...] = (world_stage, media_stage, codec_stage)
+
+
+def rendering_speed(world: Toybox, clips: int = 100, repeats: int = 3) -> float:
+    """Whole items per second of one core's own time, the best of a few tries: neighbours slow the others."""
+    world[0]
+    spent = []
+    for repeat in range(repeats):
+        started = time.process_time()
+        for i in range(clips):
+            world[repeat * clips + i]
+        spent.append(time.process_time() - started)
+    return clips / min(spent)
+
+
+def read_all(shop: Workshop, clips: Sequence[Clip], doing: str) -> Score:
+    """The reader's score over all test clips, each against its own truth."""
+    total = Score()
+    for item, clip in shop.each(list(zip(shop.test, clips, strict=True)), doing):
+        total += score(read_events(clip), item.events)
+    return total
+
+
+def read_back(path: Path, like: Clip) -> Clip:
+    """A file as a clip of the same form as the one that was written."""
+    assert like.video is not None
+    assert like.audio is not None
+    return read_clip(
+        path,
+        0,
+        like.video_duration_s,
+        fps=like.fps,
+        size=like.video.shape[1:3],
+        sample_rate_hz=like.sample_rate_hz,
+        channels=len(like.audio),
+    ).clip
+
+
+def fitted(config: DemoConfig, console: Console) -> tuple[PatchVideoCodec, SpectralAudioCodec, float]:
+    """Codecs for this world, and the seconds that fitting them took (when it was done)."""
+    made_from = fingerprint(config.world), config.fit_clips, config.seed, __version__
+    folder = config.out / "codecs" / "-".join(map(str, made_from))
+    note = folder / "fit.json"
+    if note.exists() and not config.refit:
+        console.print(f"codecs: the fit in {folder} (refit=true makes it anew)")
+        video = PatchVideoCodec.from_pretrained(folder / "video")
+        audio = SpectralAudioCodec.from_pretrained(folder / "audio")
+        return video.eval(), audio.eval(), float(json.loads(note.read_text())["seconds"])
+    started = time.perf_counter()
+    with console.status(f"fitting the codecs to {config.fit_clips} clips"):
+        video, audio = fit_embedded(config.world, config.fit_clips, config.seed)
+    seconds = time.perf_counter() - started
+    video.save_pretrained(folder / "video")
+    audio.save_pretrained(folder / "audio")
+    note.write_text(json.dumps({"seconds": seconds}))  # last: a fit without it is not whole
+    return video, audio, seconds
+
+
+def frames_of(clips: Sequence[Clip]) -> Tensor:
+    return torch.from_numpy(np.stack([clip.video for clip in clips if clip.video is not None]))
+
+
+def waves_of(clips: Sequence[Clip]) -> Tensor:
+    return torch.from_numpy(np.stack([clip.audio for clip in clips if clip.audio is not None]))
+
+
+@torch.inference_mode()
+def through_codecs(clips: Sequence[Clip], video: VideoCodec, audio: AudioCodec, batch: int = 16) -> list[Clip]:
+    """Each clip encoded and decoded, cut to its own length."""
+    done = []
+    for begin in range(0, len(clips), batch):
+        part = clips[begin : begin + batch]
+        frames = video.decode(video.encode(frames_of(part)).mean).numpy()
+        waves = audio.decode(audio.encode(waves_of(part)).mean).numpy()
+        for clip, picture, sound in zip(part, frames, waves, strict=True):
+            assert clip.video is not None
+            assert clip.audio is not None
+            done.append(replace(clip, video=picture[: len(clip.video)], audio=sound[:, : clip.audio.shape[1]]))
+    return done
+
+
+def show(shop: Workshop) -> None:
+    """A few unseen clips as files (left original, right decoded; in sound too) and as one picture."""
+    config = shop.config
+    clips: list[Clip] = []
+    captions: list[str] = []
+    marks: list[list[Mark]] = []
+    for i in varied(shop.test, config.shown_clips):
+        item, decoded = shop.test[i], shop.decoded[i]
+        write_clip(config.out / f"clip_{i:02d}.mp4", side_by_side(item.clip, decoded))
+        known = [Mark(event.instant_s) for event in item.events]
+        read = [Mark(event.instant_s) for event in read_events(decoded).heard]
+        clips += [item.clip, decoded]
+        captions += [item.caption, "after encode and decode; marks are what the reader hears"]
+        marks += [known, read]
+    contact_sheet(clips, captions, marks).save(config.out / "contact_sheet.png", optimize=True)
+
+
+def varied(items: Sequence[ToyClip], count: int) -> list[int]:
+    """Places of `count` clips that differ in who acts: a new kind of visible actor first, then the others in order."""
+    kinds_shown: set[str] = set()
+    first: list[int] = []
+    for i, item in enumerate(items):
+        kinds = {actor.kind for actor in item.facts.actors if actor.visible and actor.audible}
+        if kinds - kinds_shown:
+            kinds_shown |= kinds
+            first.append(i)
+    return (first + [i for i in range(len(items)) if i not in first])[:count]
+
+
+def side_by_side(left: Clip, right: Clip) -> Clip:
+    """Both pictures in one, enlarged; the left clip's sound on the left."""
+    assert left.video is not None
+    assert right.video is not None
+    scale = max(1, SHOWN_PIXELS // left.video.shape[1])
+    picture = np.concatenate([left.video, right.video], axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
+    sound = np.stack([waves_of([clip])[0].mean(0).numpy() for clip in (left, right)])
+    return replace(left, video=picture, audio=sound)
+
+
+def write_figures(config: DemoConfig, figures: Sequence[Figure], scores: dict[str, Score]) -> None:
+    """figures.json: every number of both tables, and what made them."""
+    said = {
+        "schema": 1,
+        "avgen": __version__,
+        "config": to_plain(config),
+        "fingerprint": fingerprint(config),
+        "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
+        "reader": {name: reader_row(read) for name, read in scores.items()},
+    }
+    (config.out / "figures.json").write_text(json.dumps(said, indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Evaluation of generated clips: metrics, suites, statistics, reports. Never imported by avgen."""

@@ -1,0 +1,74 @@
+"""The demo's own sums, and that it runs from one end to the other."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avgen.data.media import probe
+from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.demo import stages
+from avgen.demo.__main__ import main
+from avgen.demo.figures import Figure, psnr_db, spectral_convergence
+from avgen.demo.stages import varied
+
+
+def test_a_bar_is_met_or_not_or_absent() -> None:
+    assert Figure("a", 1.0).met is None
+    assert Figure("a", 1.0, at_least=1.0).met is True
+    assert Figure("a", 0.9, at_least=1.0).met is False
+    assert Figure("a", 1.1, at_most=1.0).met is False
+    assert Figure("a", math.nan, at_least=1.0).met is False
+
+
+def test_a_clip_is_like_itself_and_half_its_loudness_is_half_off() -> None:
+    clip = next(item.clip for item in Toybox(ToyboxConfig(), "train") if item.events and item.events[0].audible)
+    assert psnr_db(clip, clip) == math.inf
+    assert spectral_convergence(clip, clip) == 0
+    assert clip.audio is not None
+    assert spectral_convergence(clip, replace(clip, audio=clip.audio / 2)) == pytest.approx(0.5, abs=1e-4)
+    silent = replace(clip, audio=np.zeros_like(clip.audio))
+    assert math.isnan(spectral_convergence(silent, clip))
+
+
+def test_psnr_follows_its_definition() -> None:
+    clip = Toybox(ToyboxConfig(), "train")[0].clip
+    assert clip.video is not None
+    dark, light = np.full_like(clip.video, 100), np.full_like(clip.video, 110)
+    assert psnr_db(replace(clip, video=dark), replace(clip, video=light)) == pytest.approx(20 * math.log10(255 / 10))
+
+
+def test_the_clips_shown_cover_every_kind() -> None:
+    world = Toybox(ToyboxConfig(), "test")
+    items = [world[i] for i in range(60)]
+    places = varied(items, 8)
+    assert len(set(places)) == 8
+    shown = {actor.kind for i in places[:4] for actor in items[i].facts.actors}
+    assert shown == set(world.config.kinds)
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [f"out={tmp_path}", "fit_clips=24", "test_clips=6", "shown_clips=2"]
+    assert main(argv) == 0
+    said = json.loads((tmp_path / "figures.json").read_text())
+    assert set(said["reader"]) == {"as rendered", "after H.264 + AAC", "after the codecs"}
+    assert all(math.isfinite(figure["value"]) for figure in said["figures"])
+    clips = sorted(tmp_path.glob("clip_*.mp4"))
+    assert len(clips) == 2
+    info = probe(clips[0])
+    assert info.video is not None
+    assert info.audio is not None
+    assert (info.video.width, info.video.height, info.audio.channels) == (512, 256, 2)
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 0
+
+    def never(*_: object) -> None:
+        raise AssertionError("the fit of the first run was not used")
+
+    monkeypatch.setattr(stages, "fit_embedded", never)
+    assert main(argv) == 0
