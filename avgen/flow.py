@@ -42,7 +42,7 @@ class LevelLaw:
             raise ValueError(f"reference_tokens={self.reference_tokens} must be at least 1")
 
     def quantile(self, u: Tensor, tokens: Tensor | int = 1) -> Tensor:
-        """(B,) uniforms in (0, 1) and token counts -> (B,) levels in (0, 1), float32; rises with u."""
+        """(B,) uniforms in (0, 1) and token counts -> (B,) levels in [0, 1], float32; rises with u."""
         u = u.double()
         if self.kind == "uniform":
             t = u

@@ -17,11 +17,11 @@ class TowerConfig:
     """One modality's transformer."""
 
     channels: int  # numbers per token, in and out
-    width: int
-    heads: int
-    depth: int
-    mlp_ratio: float = 4.0
-    clock: Clock = field(default_factory=Clock)
+    width: int  # numbers per token between layers
+    heads: int  # of its attentions, width / heads channels each
+    depth: int  # layers
+    mlp_ratio: float = 4.0  # of the MLP's hidden width to width
+    clock: Clock = field(default_factory=Clock)  # how self-attention counts time
     space: Space = field(default_factory=Space)  # video only
     text_norm: bool = True  # layer norm before attention to the caption
 
@@ -50,10 +50,10 @@ class TowerConfig:
 class BridgeConfig:
     """Cross-modal attention."""
 
-    heads: int = 8
-    head_dim: int = 64
+    heads: int = 8  # of either direction
+    head_dim: int = 64  # channels of a head, all turned by time
     at: tuple[int, ...] | None = None  # stages that have a bridge; None = every stage where both towers have a layer
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock = field(default_factory=Clock)  # common to both streams
 
     def __post_init__(self) -> None:
         if self.head_dim % 2:
@@ -64,11 +64,11 @@ class BridgeConfig:
 class TextConfig:
     """Where captions come from: `bytes` trains an encoder with the model, `features` takes a frozen encoder's."""
 
-    kind: Literal["bytes", "features"] = "bytes"
+    kind: Literal["bytes", "features"] = "bytes"  # trained with the model, or of a frozen encoder
     width: int = 128  # of the features
     depth: int = 2  # of the byte encoder
-    heads: int = 4
-    max_length: int = 256  # bytes
+    heads: int = 4  # of the byte encoder
+    max_length: int = 256  # bytes of a caption, the rest is cut off
 
     def __post_init__(self) -> None:
         if self.kind not in ("bytes", "features"):
@@ -79,12 +79,12 @@ class TextConfig:
 class ModelConfig:
     """Everything that decides the weights' names and shapes."""
 
-    video: TowerConfig | None
-    audio: TowerConfig | None
+    video: TowerConfig | None  # null: a model of sound alone
+    audio: TowerConfig | None  # null: a model of pictures alone
     text: TextConfig = field(default_factory=TextConfig)
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
-    coupling: Literal["cross", "joint", "none"] = "cross"
-    attention: str = "sdpa"
+    coupling: Literal["cross", "joint", "none"] = "cross"  # bridges, one attention over all tokens, or nothing
+    attention: str = "sdpa"  # kernel: sdpa (torch chooses), cudnn, flash, efficient, math, xformers or flex
 
     def __post_init__(self) -> None:
         if self.video is None and self.audio is None:

@@ -31,9 +31,9 @@ class Clock:
     """How a tower counts time. Frequencies fall from 1 radian per unit to nearly 1/theta."""
 
     units_per_s: float = 25.0  # the finest frequency turns by one radian per unit
-    anchor: Literal["start", "middle", "end"] = "middle"
-    origin_s: float = 0.0
-    theta: float = 10_000.0
+    anchor: Literal["start", "middle", "end"] = "middle"  # which instant of a token's interval is its time
+    origin_s: float = 0.0  # seconds that count as 0 units
+    theta: float = 10_000.0  # ratio of the finest frequency to the coarsest
 
     def __post_init__(self) -> None:
         if self.units_per_s <= 0 or self.theta <= 1:
@@ -56,9 +56,9 @@ class Space:
     fractions of the longer side times `units`, so that position means the same at every resolution.
     """
 
-    kind: Literal["normalised", "index"] = "normalised"
-    units: float = 16.0
-    theta: float = 10_000.0
+    kind: Literal["normalised", "index"] = "normalised"  # from the centre by the longer side, or cells from the corner
+    units: float = 16.0  # of kind=normalised: the length of the longer side
+    theta: float = 10_000.0  # ratio of the finest frequency to the coarsest
 
     def __post_init__(self) -> None:
         if self.kind not in ("normalised", "index"):
