@@ -153,7 +153,8 @@ def _audio_stream(out: OutputContainer, clip: Clip, bitrate: int | None) -> tupl
     if rate != clip.sample_rate_hz:
         count = round(Fraction(wave.shape[1] * rate, clip.sample_rate_hz))
         wave = resample(wave, Fraction(0), count, clip.sample_rate_hz, rate)
-    stream = out.add_stream("aac", rate=rate)
+    # Noise substitution would sound the same but be other noise each time, depending on where decoding begins.
+    stream = out.add_stream("aac", rate=rate, options={"aac_pns": "0"})
     stream.layout = LAYOUTS[len(wave)]
     stream.format = "fltp"
     # Above about 6 bits a sample the encoder gains nothing and refuses.
