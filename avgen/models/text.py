@@ -5,7 +5,9 @@ Shape letters: B captions, L tokens, D text features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,51 @@ from avgen.types import Text
 
 BEGIN = 256  # stands before every caption, so that an empty one still has a token
 VOCABULARY = 257
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Captions to what a model reads of them: a frozen encoder's features, or bytes."""
+
+    @property
+    def width(self) -> int | None:
+        """Of the features; None for bytes, whose features the model learns itself."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of everything that decides what the features mean."""
+        ...
+
+    def encode(self, captions: Sequence[str]) -> Text:
+        """Text on the encoder's device, none of its captions dropped; an empty caption is a caption."""
+        ...
+
+
+class ByteText:
+    """The embedded encoder's side before the model: captions as bytes."""
+
+    width = None
+    device = torch.device("cpu")
+    dtype = torch.int64
+
+    def __init__(self, max_length: int) -> None:
+        if max_length < 1:
+            raise ValueError(f"max_length={max_length} must be at least 1: a caption begins with a mark of its own")
+        self.max_length = max_length
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"bytes {BEGIN} {self.max_length}".encode()).hexdigest()[:16]
+
+    def encode(self, captions: Sequence[str]) -> Text:
+        return bytes_of(captions, self.max_length)
 
 
 def bytes_of(captions: Sequence[str], max_length: int) -> Text:
