@@ -170,14 +170,14 @@ def _start_s(wave: np.ndarray, sample_rate_hz: int, kind: Kind, pitch_hz: float,
     level = (
         _knock_level(part, sample_rate_hz, pitch_hz) if kind == "bar" else _tone_level(part, sample_rate_hz, pitch_hz)
     )
-    first = max(0, int((near_s - 0.07) * sample_rate_hz) - begin)
-    last = min(len(level), int((near_s + 0.04) * sample_rate_hz) - begin)
+    first = max(0, int((near_s - 0.045) * sample_rate_hz) - begin)
+    last = min(len(level), int((near_s + 0.03) * sample_rate_hz) - begin)
     if last - first < 2:
         return None
     top = first + int(np.argmax(level[first:last]))
-    base = float(level[first : top + 1].min())
-    below = np.flatnonzero(level[first : top + 1] <= base + 0.5 * (level[top] - base))
-    return (begin + first + int(below[-1])) / sample_rate_hz
+    quiet = first + int(np.argmin(level[first : top + 1]))
+    half = 0.5 * (level[quiet] + level[top])
+    return (begin + quiet + int(np.argmax(level[quiet : top + 1] >= half))) / sample_rate_hz
 
 
 def _tone_level(part: np.ndarray, sample_rate_hz: int, pitch_hz: float) -> np.ndarray:
@@ -188,12 +188,11 @@ def _tone_level(part: np.ndarray, sample_rate_hz: int, pitch_hz: float) -> np.nd
 
 
 def _knock_level(part: np.ndarray, sample_rate_hz: int, pitch_hz: float) -> np.ndarray:
-    """Envelope of a broad band from a pitch upwards; a narrow one would follow the noise's own beats."""
+    """Envelope of the band around a pitch that carries a knock: narrower ones beat, wider ones hear the others."""
     hertz = np.fft.rfftfreq(len(part), 1 / sample_rate_hz)
-    band = signal.hilbert(
-        np.fft.irfft(np.fft.rfft(part) * ((hertz > 0.75 * pitch_hz) & (hertz < 4.8 * pitch_hz)), len(part))
-    )
-    return np.sqrt(ndimage.gaussian_filter1d(np.abs(band) ** 2, 0.003 * sample_rate_hz))
+    inside = (hertz > 0.78 * pitch_hz) & (hertz < 1.28 * pitch_hz)
+    band = signal.hilbert(np.fft.irfft(np.fft.rfft(part) * inside, len(part)))
+    return np.sqrt(ndimage.gaussian_filter1d(np.abs(band) ** 2, 0.0045 * sample_rate_hz))
 
 
 def _spectrum(wave: np.ndarray, sample_rate_hz: int) -> np.ndarray:

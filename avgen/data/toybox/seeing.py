@@ -334,7 +334,8 @@ def _falls(signal: np.ndarray, swing: float) -> Iterator[tuple[int, int, bool]]:
         else:
             if value > signal[top]:
                 top = i
-            elif value < signal[top] - swing:
+            # of a fall that was under way when the clip began, the first frame shows only the end
+            elif value < signal[top] - (0.4 * swing if i == 1 else swing):
                 falling, bottom = True, i
     if falling:
         yield top, bottom, bottom == len(signal) - 1
