@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from avgen import __version__
+from avgen.command import run
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return run(dispatch, argv)
+
+
+def dispatch(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -59,12 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb is None:
         near = difflib.get_close_matches(words[0], [v.name for v in VERBS], n=1)
         hint = f"; the nearest is {near[0]}" if near else ""
-        print(f"error: no verb {words[0]!r}{hint} (avgen --help lists them)", file=sys.stderr)
-        return 2
-    from avgen.command import run
-
-    module = verb.module
-    return run(lambda rest: importlib.import_module(module).main(rest), list(words[1:]))
+        raise ValueError(f"no verb {words[0]!r}{hint} (avgen --help lists them)")
+    return importlib.import_module(verb.module).main(list(words[1:]))
 
 
 if __name__ == "__main__":

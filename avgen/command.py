@@ -30,7 +30,9 @@ INTERRUPTED = 130
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """main(argv) with user errors as one line and exit code 2; a bug keeps its traceback."""
     try:
-        return main(argv)
+        code = main(argv)
+        sys.stdout.flush()  # here, where a reader that went away is expected
+        return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `avgen ... | head`
