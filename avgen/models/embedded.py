@@ -85,14 +85,23 @@ class Components(nn.Module):
 
 
 class Refiner(nn.Module):
-    """A small network of each latent and its nearest neighbours; answers 0 until it is fitted."""
+    """A small network of each latent and its neighbours; answers 0 until it is fitted.
+
+    `reach` is 1 or 2: how many neighbours it sees on every side.
+    """
 
     def __init__(
-        self, convolution: type[nn.Conv1d] | type[nn.Conv3d], channels: int, hidden: int, features: int, padding: int
+        self,
+        convolution: type[nn.Conv1d] | type[nn.Conv3d],
+        channels: int,
+        hidden: int,
+        features: int,
+        reach: int,
+        pad: bool,
     ) -> None:
         super().__init__()
-        self.gather = convolution(channels, hidden, 3, padding=padding)
-        self.mix = convolution(hidden, hidden, 1)
+        self.gather = convolution(channels, hidden, 3, padding=int(pad))
+        self.mix = convolution(hidden, hidden, 2 * reach - 1, padding=(reach - 1) * int(pad))
         self.out = convolution(hidden, features, 1)
         nn.init.zeros_(self.out.weight)
         if self.out.bias is not None:

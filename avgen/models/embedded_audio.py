@@ -10,6 +10,7 @@ restores attacks, loudness and silence.
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -28,13 +29,17 @@ FLOOR = 10.0**-FLOOR_DECADES
 
 
 ENVELOPE_WEIGHT = 1.0
+REACH = 2  # tokens that the decoder sees before and after its own
+# Share of a bin's magnitude that starts at phase 0 in each frame: nothing against a partial that goes on, everything
+# where one begins, so that the bins of an attack agree.
+ONSET = 0.1
 
 
 class SpectralAudioCodec(EmbeddedCodec):
     """Latents of `frames_per_token` spectral frames, `hop` samples apart; any duration.
 
     Token n covers samples [n * stride, (n + 1) * stride) with stride = hop * frames_per_token, and depends on
-    (window - hop) / 2 samples more on either side.
+    `reach_samples` more on either side. Channels keep their levels; the phase between them is not kept.
     """
 
     @register_to_config
@@ -43,29 +48,34 @@ class SpectralAudioCodec(EmbeddedCodec):
         channels: int = 32,
         sample_rate_hz: int = 16000,
         audio_channels: int = 1,
-        hop: int = 128,
-        window: int = 512,
+        hop: int = 160,
+        window: int = 640,
         frames_per_token: int = 5,
         hidden: int = 256,
-        rank: int = 64,
-        refinements: int = 6,
+        rank: int = 96,
+        refinements: int = 2,
     ) -> None:
         super().__init__()
-        if hop % 2 or window % (2 * hop):
-            raise ValueError(f"window={window} must be a multiple of twice the hop={hop}, and the hop even")
+        if hop % 4 or window % (2 * hop):
+            raise ValueError(f"hop={hop} must be a multiple of 4, and window={window} a multiple of two hops")
         stride = hop * frames_per_token
         self.geometry = AudioGeometry(channels, TimeGrid(stride, stride), sample_rate_hz, audio_channels)
         self.hop, self.window, self.frames_per_token, self.refinements = hop, window, frames_per_token, refinements
+        self.reach_samples = (window - hop) // 2
         bins, blocks = window // 2 + 1, 2 * frames_per_token
         self.components = Components((frames_per_token * bins + blocks) * audio_channels, channels)
         self.frames = Components(3 * bins, rank)
         described = (frames_per_token * rank + blocks) * audio_channels
-        self.linear = nn.Conv1d(channels, described, 3)
-        self.refine = Refiner(nn.Conv1d, channels, hidden, described, padding=0)
+        self.linear = nn.Conv1d(channels, described, 2 * REACH + 1)
+        self.refine = Refiner(nn.Conv1d, channels, hidden, described, reach=REACH, pad=False)
         self.register_buffer("silence", torch.zeros(channels))
         self.silence: Tensor
 
-    # -- analysis
+    @classmethod
+    def at_rate(cls, sample_rate_hz: int, channels: int = 32, audio_channels: int = 1) -> Self:
+        """Unfitted, with frames of 40 ms every 10 ms and tokens of 50 ms, or the nearest the rate allows."""
+        hop = max(4 * round(sample_rate_hz / 400), 4)
+        return cls(channels, sample_rate_hz, audio_channels, hop=hop, window=4 * hop)
 
     def encode(self, wave: Tensor) -> Posterior:
         """(B, A, S) float32 -> (B, C, N); a last token that S does not fill is filled with silence."""
@@ -106,8 +116,7 @@ class SpectralAudioCodec(EmbeddedCodec):
 
     def spectrum(self, wave: Tensor) -> Tensor:
         """(..., S) -> (..., M, K): frame m is centred on sample (m + 1/2) * hop; a full-scale sine has magnitude 1."""
-        side = (self.window - self.hop) // 2
-        frames = F.pad(wave, (side, side)).unfold(-1, self.window, self.hop)
+        frames = F.pad(wave, (self.reach_samples, self.reach_samples)).unfold(-1, self.window, self.hop)
         taper = self._taper(wave)
         return torch.fft.rfft(frames * taper) * (2 / taper.sum())
 
@@ -115,7 +124,7 @@ class SpectralAudioCodec(EmbeddedCodec):
         """The least-squares inverse of `spectrum`: (B, M, K) -> (B, M * hop)."""
         taper = self._taper(spectrum.real)
         frames = torch.fft.irfft(spectrum, n=self.window) * taper * (taper.sum() / 2)
-        count, side = spectrum.shape[1], (self.window - self.hop) // 2
+        count, side = spectrum.shape[1], self.reach_samples
 
         def overlap_add(parts: Tensor) -> Tensor:
             size = (1, (count - 1) * self.hop + self.window)
@@ -130,58 +139,64 @@ class SpectralAudioCodec(EmbeddedCodec):
         squares = F.pad(wave.square(), (self.hop // 4, self.hop // 4)).unfold(-1, self.hop, self.hop // 2)
         return squares @ (taper * 2 / taper.sum())
 
-    # -- synthesis
-
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, N) -> (B, A, S) float32, S = N * stride. Deterministic: the noise in it is always the same noise."""
+        if latents.ndim != 3 or latents.shape[1] != self.geometry.channels:
+            raise ValueError(f"latents must be (B, {self.geometry.channels}, N), not {tuple(latents.shape)}")
         j, channels = self.frames_per_token, self.geometry.audio_channels
         tokens = rearrange(self.predict(latents), "b f n -> b n f")
         blocks = 2 * j * channels
         spectra, envelope = tokens.split([tokens.shape[-1] - blocks, blocks], -1)
         frames = self.frames.inverse(rearrange(spectra, "b n (a j r) -> (b a) (n j) r", a=channels, j=j))
+        envelope = rearrange(envelope, "b n (a e) -> (b a) (n e)", a=channels)
+        return rearrange(self.synthesise(frames, envelope), "(b a) s -> b a s", a=channels)
+
+    def synthesise(self, frames: Tensor, envelope: Tensor) -> Tensor:
+        """The inverse of `descriptions`, nearly: (B, M, 3K) frames and (B, E) envelope -> (B, M * hop)."""
         loud, real, imag = rearrange(frames, "b m (p k) -> p b m k", p=3) / self._bin_weights()
-        advance = torch.complex(real, imag) / loud.clamp_min(0.05)
-        wave = self.wave(self._phased(unloudness(loud).sqrt(), advance))
-        power = unloudness(rearrange(envelope, "b n (a e) -> (b a) (n e)", a=channels) / ENVELOPE_WEIGHT)
-        return rearrange(self._enveloped(wave, power), "(b a) s -> b a s", a=channels)
+        advance = torch.complex(real, imag) / loud.clamp_min(0.05)  # quieter bins are nobody's tone
+        magnitude = _root(unloudness(loud))
+        wave = self.wave(magnitude * self._phases(magnitude, advance))
+        return self._enveloped(wave, unloudness(envelope / ENVELOPE_WEIGHT))
 
     def predict(self, latents: Tensor) -> Tensor:
         """(B, F, N): frames, by their components, and envelope blocks of each token."""
-        still = self.silence[:, None].expand(len(latents), -1, 1)
-        padded = torch.cat([still, latents, still], dim=-1)
+        padded = self.in_silence(latents)
         return self.linear(padded) + self.refine(padded)
 
-    def _phased(self, magnitude: Tensor, advance: Tensor) -> Tensor:
-        """Phases for (B, M, K) magnitudes: carried from frame to frame, then made consistent."""
-        # Referred to a frame's centre, the bins of one partial have one phase
+    def in_silence(self, latents: Tensor) -> Tensor:
+        """Latents between as many silent ones as the decoder looks for on either side of a token."""
+        still = self.silence[:, None].expand(len(latents), -1, REACH)
+        return torch.cat([still, latents, still], dim=-1)
+
+    @torch.no_grad()
+    def _phases(self, magnitude: Tensor, advance: Tensor) -> Tensor:
+        """(B, M, K) on the unit circle: carried from frame to frame, then made consistent. Gradients pass it by."""
+        # Referred to a frame's centre, the bins of one partial share one phase
         alternate = 1 - 2 * (torch.arange(magnitude.shape[-1], device=magnitude.device) % 2)
-        certainty = advance.abs()
-        drive = advance / certainty.clamp_min(1).clamp_min(1e-6) * self._bin_turn()
+        certainty = advance.abs().clamp(max=1)
         draw = torch.Generator().manual_seed(0)
-        random = torch.randn(magnitude.shape[1:], dtype=torch.complex64, generator=draw).to(magnitude.device)
-        random = random * (1 - certainty.clamp(max=1).square()).sqrt()
-        state = magnitude[:, 0].to(random.dtype)
-        out = []
-        floor = 0.1 * magnitude
-        for m in range(magnitude.shape[1]):
-            carried = state * drive[:, m]
-            spread = carried.clone()
-            spread[:, 1:] += 0.5 * carried[:, :-1]
-            spread[:, :-1] += 0.5 * carried[:, 1:]
-            spread = spread + floor[:, m]
-            unit = spread / spread.abs().clamp_min(1e-9) * certainty[:, m].clamp(max=1) + random[:, m]
-            state = magnitude[:, m] * unit / unit.abs().clamp_min(1e-9)
-            out.append(state)
-        spectrum = torch.stack(out, 1) * alternate
+        noise = torch.randn(magnitude.shape[1:], dtype=torch.complex64, generator=draw).to(magnitude.device)
+        noise = noise * (1 - certainty.square()).sqrt()
+        before = F.pad(magnitude, (0, 0, 1, 0))[:, :-1]
+        drive = before * torch.sgn(advance) * self._bin_turn()
+        onset = ONSET * magnitude
+        unit, units = torch.ones_like(drive[:, 0]), []
+        for turn, start, sure, chance in zip(*(x.unbind(1) for x in (drive, onset, certainty, noise)), strict=True):
+            carried = unit * turn
+            near = start + carried
+            near[:, 1:].add_(carried[:, :-1], alpha=0.5)
+            near[:, :-1].add_(carried[:, 1:], alpha=0.5)
+            unit = torch.sgn(torch.addcmul(chance, torch.sgn(near), sure))
+            units.append(unit)
+        phases = torch.stack(units, 1) * alternate
         for _ in range(self.refinements):
-            again = self.spectrum(self.wave(spectrum))
-            spectrum = magnitude * again / again.abs().clamp_min(1e-9)
-        return spectrum
+            phases = torch.sgn(self.spectrum(self.wave(magnitude * phases)))
+        return phases
 
     def _enveloped(self, wave: Tensor, power: Tensor) -> Tensor:
         """The wave with the power of each half hop corrected to `power` (B, E)."""
-        gain = (power / self.block_power(wave).clamp_min(1e-9)).sqrt().clamp(max=4)
-        gain = torch.where(power > FLOOR, gain, 0)
+        gain = _root(power / self.block_power(wave).clamp_min(1e-9)).clamp(max=4)
         smooth = F.interpolate(gain[:, None], scale_factor=self.hop // 2, mode="linear")[:, 0]
         return wave * smooth
 
@@ -204,7 +219,8 @@ def loudness(power: Tensor) -> Tensor:
 
 
 def unloudness(loud: Tensor) -> Tensor:
-    return (torch.pow(10.0, (loud * FLOOR_DECADES).clamp(max=FLOOR_DECADES + 1)) - 1).clamp_min(0) * FLOOR
+    """The power of a loudness; exactly 0 up to 3 dB above the floor, or decoding errors would make silence hiss."""
+    return (torch.pow(10.0, (loud * FLOOR_DECADES).clamp(max=FLOOR_DECADES + 1)) - 2).clamp_min(0) * FLOOR
 
 
 @torch.no_grad()
@@ -218,7 +234,12 @@ def _analyse(codec: SpectralAudioCodec, waves: Tensor) -> tuple[Tensor, Tensor, 
     return targets, codec.encode(waves).mean, kept
 
 
-def fit_audio(codec: SpectralAudioCodec, waves: Tensor, steps: int = 600, noise: float = 0.2, seed: int = 0) -> float:
+def _root(power: Tensor) -> Tensor:
+    """Square root with a gradient of 0 at 0, where the true one is infinite."""
+    return torch.where(power > 0, power.clamp_min(1e-20).sqrt(), 0)
+
+
+def fit_audio(codec: SpectralAudioCodec, waves: Tensor, steps: int = 800, noise: float = 0.3, seed: int = 0) -> float:
     """Fit to (N, A, S) clips; returns the share of variance the latents keep."""
     targets, latents, kept = _analyse(codec, waves)
     codec.refine.reset(seed)
@@ -233,14 +254,13 @@ def fit_audio(codec: SpectralAudioCodec, waves: Tensor, steps: int = 600, noise:
 
 @torch.no_grad()
 def _fit_linear(codec: SpectralAudioCodec, latents: Tensor, targets: Tensor, noise: Tensor) -> None:
-    """The best linear decoder of three tokens in closed form, so that training starts from it."""
-    still = codec.silence[:, None].expand(len(latents), -1, 1)
-    context = torch.cat([still, latents, still], dim=-1).unfold(-1, 3, 1)  # (B, C, N, 3)
-    x = rearrange(context, "b c n k -> (b n) (c k)")
+    """The best linear decoder in closed form, so that training starts from it."""
+    width = 2 * REACH + 1
+    x = rearrange(codec.in_silence(latents).unfold(-1, width, 1), "b c n k -> (b n) (c k)")
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=-1).double()
     y = rearrange(targets, "b f n -> (b n) f").double()
-    ridge = torch.cat([noise.repeat_interleave(3).square(), noise.new_zeros(1)]).double() * len(x)
+    ridge = torch.cat([noise.repeat_interleave(width).square(), noise.new_zeros(1)]).double() * len(x)
     solution = torch.linalg.solve(x.T @ x + torch.diag(ridge), x.T @ y)
-    codec.linear.weight.copy_(rearrange(solution[:-1], "(c k) f -> f c k", k=3))
+    codec.linear.weight.copy_(rearrange(solution[:-1], "(c k) f -> f c k", k=width))
     if codec.linear.bias is not None:
         codec.linear.bias.copy_(solution[-1])

@@ -26,7 +26,7 @@ class PatchVideoCodec(EmbeddedCodec):
         self.geometry = VideoGeometry(channels, TimeGrid(time_stride, time_stride), space_stride)
         features = time_stride * space_stride**2 * 3
         self.components = Components(features, channels)
-        self.refine = Refiner(nn.Conv3d, channels, hidden, features, padding=1)
+        self.refine = Refiner(nn.Conv3d, channels, hidden, features, reach=1, pad=True)
 
     def encode(self, frames: Tensor) -> Posterior:
         """(B, T, H, W, 3) uint8 -> (B, C, T', H/s, W/s).
