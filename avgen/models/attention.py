@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,13 @@ def _sdpa_kernel(kernel: SDPBackend) -> Attend:
             return _sdpa(q, k, v, keys)
 
     return run
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+    if keys is not None and q.is_cuda:
+        raise ValueError("attention=flash takes no key mask (ragged batch, padded captions): choose sdpa or cudnn")
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return _sdpa(q, k, v, keys)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
@@ -86,7 +94,7 @@ def _compiled(function: Callable) -> Callable:
 BACKENDS: dict[str, Attend] = {
     "sdpa": _sdpa,  # torch chooses the kernel
     "math": _sdpa_kernel(SDPBackend.MATH),
-    "flash": _sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+    "flash": _flash,
     "cudnn": _sdpa_kernel(SDPBackend.CUDNN_ATTENTION),
     "efficient": _sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION),
     "xformers": _xformers,
@@ -103,12 +111,23 @@ def choose(backend: str, device: torch.device) -> str:
     if device.type == "cpu" and backend == "flex" and torch.is_grad_enabled():
         raise ValueError("attention=flex has no backward pass on the CPU: set attention=sdpa")
     if backend == "xformers":
-        try:
-            import xformers.ops  # noqa: F401
-        except ImportError as error:
-            raise ValueError("attention=xformers needs the package: pip install 'avgen[gpu]'") from error
+        _probe_xformers(device)
     _announce(backend, device.type)
     return backend
+
+
+def _probe_xformers(device: torch.device) -> None:
+    """Its compiled operators load only beside the torch they were built for, and say so only when called."""
+    try:
+        _xformers(*torch.zeros(3, 1, 8, 1, 64, dtype=torch.bfloat16, device=device), None)
+    except ImportError as error:
+        raise ValueError("attention=xformers needs the package: pip install 'avgen[gpu]'") from error
+    except NotImplementedError as error:
+        versions = f"xformers {version('xformers')} and torch {torch.__version__}"
+        raise ValueError(
+            f"attention=xformers: {versions} have no operator in common (python -m xformers.info): "
+            "install the torch it was built for, or set attention=sdpa"
+        ) from error
 
 
 @cache
