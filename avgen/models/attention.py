@@ -118,8 +118,9 @@ def choose(backend: str, device: torch.device) -> str:
 
 def _probe_xformers(device: torch.device) -> None:
     """Its compiled operators load only beside the torch they were built for, and say so only when called."""
+    q = torch.zeros(1, 8, 1, 64, dtype=torch.bfloat16, device=device)
     try:
-        _xformers(*torch.zeros(3, 1, 8, 1, 64, dtype=torch.bfloat16, device=device), None)
+        _xformers(q, q, q, None)
     except ImportError as error:
         raise ValueError("attention=xformers needs the package: pip install 'avgen[gpu]'") from error
     except NotImplementedError as error:
