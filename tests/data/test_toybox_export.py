@@ -73,7 +73,7 @@ def test_clips_of_two_worlds_are_not_mixed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["exprt"], "export or preview"),
+        (["exprt"], "export, preview or check"),
         (["export"], "out"),
         (["export", "out=x", "n=0"], "n=0"),
         (["export", "out=x", "splt=test"], "split"),
@@ -82,6 +82,7 @@ def test_clips_of_two_worlds_are_not_mixed(tmp_path, capsys):
         (["export", "out=x", "world.duration_s=0.1"], "duration_s=0.1"),
         (["export", "out=x", "many"], "key=value"),
         (["preview", "out=x.jpg"], ".png"),
+        (["check", "through=fog"], "blur"),
     ],
 )
 def test_mistakes_are_explained(words, said, capsys, tmp_path, monkeypatch):
@@ -98,6 +99,14 @@ def test_help_names_every_key(capsys):
     said = capsys.readouterr().out
     for key in ("out=", "n=", "split=", "seed=", "world.fps=", "world.scenes="):
         assert key in said
+
+
+@pytest.mark.parametrize("through", ["nothing", "mp4", "blur"])
+def test_check_prints_its_table(through, capsys):
+    assert main(["check", "n=2", f"through={through}"]) == 0
+    said = capsys.readouterr().out
+    assert "all" in said
+    assert "actors" in said
 
 
 def test_preview_is_a_picture(tmp_path):

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Scene, Toybox, ToyboxConfig
+from avgen.data.toybox.check import blurred
 from avgen.data.toybox.picture import render_picture
 from avgen.data.toybox.reader import (
     CaptionScore,
@@ -78,13 +79,6 @@ def test_a_few_clips_are_read_from_mp4(tmp_path):
 def test_clips_are_read_from_mp4(tmp_path, shard):
     items = [item(i) for i in range(125 * shard, 125 * shard + 125)]
     assert_right(total_of(items, through_a_file(tmp_path)), 0.95)
-
-
-def blurred(clip, i):
-    rng = np.random.default_rng(i)
-    video = ndimage.gaussian_filter(clip.video.astype(float), (0, 0.8, 0.8, 0)) + rng.normal(0, 7, clip.video.shape)
-    audio = ndimage.gaussian_filter1d(clip.audio, 0.8) + rng.normal(0, 0.01, clip.audio.shape)
-    return replace(clip, video=np.clip(video, 0, 255).astype(np.uint8), audio=audio.astype(np.float32))
 
 
 def test_blurred_and_noisy_clips_are_read():

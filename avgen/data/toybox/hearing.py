@@ -29,7 +29,7 @@ SLOW_S = 0.065  # a rise that takes longer is a hum swelling
 EDGE_STEPS = 5  # peaks this near to the clip's ends are sounds cut off, not acts
 CLEAR = 1.6  # how many times stronger than hiss a sound must be where its spectrum lies; noise alone reaches 1
 DISTINCT = 0.45  # how much of its height a peak must rise above the valleys beside it: a wobble is no new act
-HELD = 0.8  # a level kept for 0.09 s after the start is a beep
+HELD = 0.81  # a level kept for 0.09 s after the start is a beep
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _kind(share: dict[Kind, float], slow: bool, held: float) -> Kind:
     """By how it begins, how it goes on and, between ring and knock, by its spectrum."""
     if slow:
         return "disc"
-    if held + 0.5 * (share["lamp"] - share["ball"]) > HELD:
+    if held + 0.15 * (share["lamp"] - share["ball"]) > HELD:
         return "lamp"
     struck: tuple[Kind, Kind] = ("ball", "bar")
     return max(struck, key=lambda kind: share[kind])
