@@ -12,6 +12,7 @@ from pathlib import Path
 
 from avgen.data.media import MediaError, read_clip
 
+MEDIA_LIBRARY_LOADED = "av" in sys.modules  # by the import above alone: it should wait until a file is opened
 WINDOWS = ((0.0, 1.0), (1.3, 2.3))
 LIMIT_S = 20
 
@@ -59,6 +60,7 @@ def verdict(path: Path) -> str:
 
 
 def main() -> None:
+    assert not MEDIA_LIBRARY_LOADED, "importing avgen.data.media loads PyAV"
     for path in sorted(Path(sys.argv[1]).iterdir()):
         faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         print(path.name, verdict(path), flush=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -134,7 +132,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, fps, rate, channels, hei
 
 
 def test_a_two_second_window_of_an_hour_costs_as_much_as_one_of_ten_seconds(tmp_path):
-    for container, sound in (("mp4", "aac"), ("mkv", "aac"), ("webm", "opus")):
+    for container, sound in (("mp4", "aac"), ("webm", "opus")):
         case = Case(container, "25", "plain", sound, 48000, "mono", "equal", "together", "as muxed")
         short, hour = tmp_path / f"short.{container}", tmp_path / f"hour.{container}"
         truth = write_case(short, case, seconds=10)
@@ -390,11 +388,6 @@ def test_probe_knows_variable_from_rounded(tmp_path, container, fps):
     path = tmp_path / f"clip.{container}"
     write_case(path, Case(container, fps, "plain", "none", 48000, "mono", "equal", "together", "as muxed"))
     assert probe(path).video.variable == (fps == "variable")
-
-
-def test_importing_the_types_does_not_load_a_media_library():
-    code = "import avgen.types, avgen.data.media, sys; sys.exit('av' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
 
 
 CLIP_NAMES = ["crush_16fps", "hiker_no_audio_8fps", "mmaudio_example_720p30", "mova_output_48k", "ovi_output_24fps",

@@ -77,7 +77,9 @@ class Renderer:
             return target
         if self.fit == "cover":
             scale = max(Fraction(target[0], height), Fraction(target[1], width))
-            return max(target[0], round(height * scale)), max(target[1], round(width * scale))
+            rows, columns = max(target[0], round(height * scale)), max(target[1], round(width * scale))
+            # swscale's fast 4:2:0 conversion takes even sizes only; the crop drops what is added here.
+            return (rows + rows % 2, columns + columns % 2) if self.fast else (rows, columns)
         scale = min(Fraction(target[0], height), Fraction(target[1], width))
         return (
             min(target[0], max(1, round(height * scale))),

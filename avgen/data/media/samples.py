@@ -185,6 +185,8 @@ def _rendered(
 ) -> tuple[np.ndarray, tuple[Span, ...]]:
     own_rate = source.sample_rate_hz
     layout = source.audio.codec_context.layout
+    if not stretches and layout.nb_channels < 1:
+        raise source.error("claims sound of no channels")
     up, down = ratio(own_rate, rate)
     margin = reach(own_rate, rate) + 1
     low = floor(start * own_rate) - margin
