@@ -66,10 +66,12 @@ class Components(nn.Module):
         Latents get mean variance 1 over the channels, channel k a variance in proportion to its component's
         to the power 1 - spread.
         """
-        data = features.double()
-        mean = data.mean(0)
-        covariance = (data - mean).T @ (data - mean) / len(data)
-        variance, vectors = torch.linalg.eigh(covariance)
+        mean = features.mean(0, dtype=torch.float64)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for part in features.split(8192):  # products in float32, sums of many in float64
+            centred = part - mean.float()
+            covariance += centred.T @ centred
+        variance, vectors = torch.linalg.eigh(covariance / len(features))
         channels = self.basis.shape[1]
         variance, vectors = variance.flip(0).clamp_min(1e-12), vectors.flip(1)
         kept, vectors = variance[:channels], vectors[:, :channels]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from avgen import __version__
 from avgen.command import configure, run
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
 
+FIT_VERSION = 1  # raise it whenever the same clips would be fitted differently: older fits are then left alone
 ABOUT = "fit the embedded codecs to the toybox; writes DIR/video and DIR/audio"
 
 
@@ -20,7 +25,7 @@ ABOUT = "fit the embedded codecs to the toybox; writes DIR/video and DIR/audio"
 class FitConfig:
     """Which clips to fit to, and how many numbers a token has."""
 
-    out: Path  # folder of the pair; what it holds is replaced
+    out: Path  # folder of the pair; an older pair in it is replaced
     n_clips: int = 512  # the first n training clips of the world
     seed: int = 0  # of the world, and of the decoders' training
     video_latents: int = 24  # numbers per video token (2 frames x 8 x 8 pixels)
@@ -51,13 +56,46 @@ def fit_embedded(
     return video.eval().requires_grad_(False), audio.eval().requires_grad_(False)
 
 
+def load_or_fit(
+    cache: Path, world_config: ToyboxConfig, n_clips: int = 512, seed: int = 0
+) -> tuple[PatchVideoCodec, SpectralAudioCodec]:
+    """The pair for these clips: from an earlier fit in the folder `cache`, else fitted and put there.
+
+    Each choice of clips has a folder of its own, which takes its name when it is whole: processes may race.
+    """
+    folder = fit_folder(cache, world_config, n_clips, seed)
+    if not folder.exists():
+        began = time.perf_counter()
+        video, audio = fit_embedded(world_config, n_clips, seed)
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        video.save_pretrained(partial / "video")
+        audio.save_pretrained(partial / "audio")
+        (partial / "fit.json").write_text(json.dumps({"seconds": time.perf_counter() - began}))
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)  # another process was first: both use its fit
+    pair = PatchVideoCodec.from_pretrained(folder / "video"), SpectralAudioCodec.from_pretrained(folder / "audio")
+    return pair[0].eval().requires_grad_(False), pair[1].eval().requires_grad_(False)
+
+
+def fit_folder(cache: Path, world_config: ToyboxConfig, n_clips: int, seed: int = 0) -> Path:
+    """Where `load_or_fit` keeps its pair; fit.json in it says how long the fit took."""
+    return (
+        cache / f"{Toybox(world_config, split='train', seed=seed).fingerprint}-{n_clips}-v{__version__}.{FIT_VERSION}"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     config = configure(
         FitConfig, None, argv, ABOUT, ["python -m avgen.models.fit_codecs out=runs/codecs"], "fit_codecs"
     )
     began = time.perf_counter()
-    video, audio = fit_embedded(config.world, config.n_clips, config.seed, config.video_latents, config.audio_latents)
-    for name, codec in (("video", video), ("audio", audio)):
+    settings = (config.n_clips, config.seed, config.video_latents, config.audio_latents)
+    pair = fit_embedded(config.world, *settings)
+    for name, codec in zip(("video", "audio"), pair, strict=True):
         codec.save_pretrained(config.out / name)
         print(f"{config.out / name}  {type(codec).__name__}  fingerprint {codec.fingerprint}")
     print(f"fitted to {config.n_clips} clips in {time.perf_counter() - began:.1f} s")

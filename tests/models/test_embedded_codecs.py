@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.reader import Score, read_events, score
+from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
-from avgen.models.fit_codecs import fit_embedded
+from avgen.models.fit_codecs import fit_embedded, fit_folder, load_or_fit
+from avgen.models.fit_codecs import main as fit_main
 
 RATE_HZ = 16000
 WORLD = ToyboxConfig()
@@ -239,9 +241,9 @@ def test_the_vocoder_returns_what_it_is_told(rate_hz):
 
 
 def test_stereo_keeps_each_channels_level():
-    world = ToyboxConfig(sample_rate_hz=4000, audio_channels=2)
+    world = ToyboxConfig(sample_rate_hz=8000, audio_channels=2)
     _, waves, _ = media("train", 32, world)
-    codec = SpectralAudioCodec.at_rate(4000, 24, audio_channels=2)
+    codec = SpectralAudioCodec.at_rate(8000, 24, audio_channels=2)
     fit_audio(codec, waves, steps=30)
     codec.requires_grad_(False)
     left_only = waves[:8].clone()
@@ -251,6 +253,27 @@ def test_stereo_keeps_each_channels_level():
     balance = [10 * torch.log10((x[:, 0].square().sum() + 1e-3) / (x[:, 1].square().sum() + 1e-3))
                for x in (waves[:8], decoded)]  # fmt: skip
     torch.testing.assert_close(balance[0], balance[1], rtol=0, atol=3)  # dB
+
+
+def test_a_pair_is_fitted_once_for_each_choice_of_clips(tmp_path):
+    small = ToyboxConfig(height=8, width=8, sample_rate_hz=8000, kinds=("lamp",), scenes=("single",))
+    first = load_or_fit(tmp_path, small, n_clips=8)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    again = load_or_fit(tmp_path, small, n_clips=8)
+    assert [c.fingerprint for c in first] == [c.fingerprint for c in again]
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == stamps
+    assert fit_folder(tmp_path, small, 8).is_dir()
+    assert len({fit_folder(tmp_path, w, n, s) for w in (small, WORLD) for n in (8, 9) for s in (0, 1)}) == 8
+
+
+@pytest.mark.slow
+def test_the_command_fits_what_the_function_fits(tmp_path, capsys):
+    assert fit_main([f"out={tmp_path}", "n_clips=16", "world.height=16", "world.width=16"]) == 0
+    printed = capsys.readouterr().out
+    pair = fit_embedded(ToyboxConfig(height=16, width=16), 16)
+    for codec, name in zip(pair, ("video", "audio"), strict=True):
+        assert codec.fingerprint in printed
+        assert type(codec).from_pretrained(tmp_path / name).fingerprint == codec.fingerprint
 
 
 def decoded_clips(pair, items, noise=0.0):
@@ -268,20 +291,6 @@ def decoded_clips(pair, items, noise=0.0):
     ]
 
 
-def spectral_convergence(true, made):
-    window = torch.hann_window(1024)
-    a, b = (torch.stft(torch.from_numpy(x), 1024, 256, window=window, return_complex=True).abs() for x in (true, made))
-    return float((a - b).norm() / a.norm())
-
-
-def onset_s(wave, near_s):
-    """When the power within 30 ms of an instant first passes a quarter of its rise."""
-    first = max(0, round((near_s - 0.03) * RATE_HZ))
-    power = np.convolve(wave**2, np.hanning(32) / np.hanning(32).sum(), "same")[first : first + round(0.06 * RATE_HZ)]
-    before = power[: round(0.018 * RATE_HZ)].mean()
-    return (first + int(np.argmax(power > before + 0.25 * (power.max() - before)))) / RATE_HZ
-
-
 @pytest.mark.slow
 class TestFitted:
     def test_silence_is_silence(self, full):
@@ -292,19 +301,16 @@ class TestFitted:
     def test_pictures_and_sounds_come_back(self, full):
         _, _, items = media("test", 60, seed=5)
         decoded = decoded_clips(full, items)
-        psnr = [-10 * np.log10(np.mean((i.clip.video / 255.0 - c.video / 255.0) ** 2))
-                for i, c in zip(items, decoded, strict=True)]  # fmt: skip
-        assert np.mean(psnr) >= 28
-        heard = [(i.clip.audio[0], c.audio[0], i) for i, c in zip(items, decoded, strict=True) if i.clip.audio.any()]
+        pictures = [(torch.from_numpy(i.clip.video), torch.from_numpy(c.video))
+                    for i, c in zip(items, decoded, strict=True)]  # fmt: skip
+        assert np.mean([psnr_db(*both) for both in pictures]) >= 28
+        heard = [(torch.from_numpy(i.clip.audio), torch.from_numpy(c.audio), i)
+                 for i, c in zip(items, decoded, strict=True) if i.clip.audio.any()]  # fmt: skip
         assert np.mean([spectral_convergence(true, made) for true, made, _ in heard]) < 0.3
-        errors_s = []
-        for true, made, item in heard:
-            struck = [e.instant_s for e in item.events if e.audible and e.kind != "disc"]
-            alone = [t for t in struck if 0.04 < t < 1.9 and sum(abs(t - u) < 0.1 for u in struck) == 1]
-            errors_s += [abs(onset_s(made, t) - onset_s(true, t)) for t in alone]
+        errors_s = np.concatenate([onset_errors_s(*both) for both in heard])
         assert len(errors_s) > 30
-        assert np.median(errors_s) < 0.003
-        level_db = [10 * np.log10(np.sum(made**2) / np.sum(true**2)) for true, made, _ in heard]
+        assert np.median(np.abs(errors_s)) < 0.003
+        level_db = [10 * np.log10(made.square().sum() / true.square().sum()) for true, made, _ in heard]
         assert abs(np.median(level_db)) < 0.5
 
     @pytest.mark.parametrize(("noise", "kept"), [(0.0, 0.95), (0.2, 0.85)])
