@@ -29,6 +29,7 @@ VERBS: tuple[Verb, ...] = (
         "demo", "avgen.demo.__main__", "see the whole thing work, with figures", "demo", "avgen.demo.config:DemoConfig"
     ),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
+    Verb("fit_codecs", "avgen.models.fit_codecs", "fit the embedded codecs to the embedded world"),
 )
 
 

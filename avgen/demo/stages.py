@@ -7,6 +7,7 @@ fed by the same Workshop.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,9 +29,7 @@ from avgen.data.toybox.reader import Score, read_events, score
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure, figure_table, psnr_db, reader_row, reader_table, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
-from avgen.models.embedded_audio import SpectralAudioCodec
-from avgen.models.embedded_video import PatchVideoCodec
-from avgen.models.fit_codecs import fit_embedded
+from avgen.models.fit_codecs import fit_folder, load_or_fit
 from avgen.types import Clip
 
 SHOWN_PIXELS = 256  # side of the written clips: players make a poor job of 32 pixels
@@ -157,24 +156,16 @@ def read_back(path: Path, like: Clip) -> Clip:
     ).clip
 
 
-def fitted(config: DemoConfig, console: Console) -> tuple[PatchVideoCodec, SpectralAudioCodec, float]:
-    """Codecs for this world, and the seconds that fitting them took (when it was done)."""
-    made_from = fingerprint(config.world), config.fit_clips, config.seed, __version__
-    folder = config.out / "codecs" / "-".join(map(str, made_from))
-    note = folder / "fit.json"
-    if note.exists() and not config.refit:
-        console.print(f"codecs: the fit in {folder} (refit=true makes it anew)")
-        video = PatchVideoCodec.from_pretrained(folder / "video")
-        audio = SpectralAudioCodec.from_pretrained(folder / "audio")
-        return video.eval(), audio.eval(), float(json.loads(note.read_text())["seconds"])
-    started = time.perf_counter()
-    with console.status(f"fitting the codecs to {config.fit_clips} clips"):
-        video, audio = fit_embedded(config.world, config.fit_clips, config.seed)
-    seconds = time.perf_counter() - started
-    video.save_pretrained(folder / "video")
-    audio.save_pretrained(folder / "audio")
-    note.write_text(json.dumps({"seconds": seconds}))  # last: a fit without it is not whole
-    return video, audio, seconds
+def fitted(config: DemoConfig, console: Console) -> tuple[VideoCodec, AudioCodec, float]:
+    """Codecs for this world, and the seconds that fitting them took, now or before."""
+    cache = config.out / "codecs"
+    folder = fit_folder(cache, config.world, config.fit_clips, config.seed)
+    if folder.exists() and config.refit:
+        shutil.rmtree(folder)
+    doing = f"loading {folder}" if folder.exists() else f"fitting the codecs to {config.fit_clips} clips"
+    with console.status(doing):
+        video, audio = load_or_fit(cache, config.world, config.fit_clips, config.seed)
+    return video, audio, float(json.loads((folder / "fit.json").read_text())["seconds"])
 
 
 def frames_of(clips: Sequence[Clip]) -> Tensor:
