@@ -25,7 +25,7 @@ LOWEST_HZ, HIGHEST_HZ = 250.0, 7800.0
 NOISES = 4  # broad hiss bands, so that noise needs no toybox sound to explain it
 ROUNDS = 40  # of the multiplicative fit
 LEAST = 0.035  # amplitude of the faintest act; the world's quietest is 0.15
-SLOW_S = 0.065  # a rise that takes longer is a hum swelling
+SLOW_S = 0.04  # a rise from 20 % to 60 % that takes longer is a hum swelling
 EDGE_STEPS = 5  # peaks this near to the clip's ends are sounds cut off, not acts
 CLEAR = 1.6  # how many times stronger than hiss a sound must be where its spectrum lies; noise alone reaches 1
 DISTINCT = 0.45  # how much of its height a peak must rise above the valleys beside it: a wobble is no new act
@@ -117,10 +117,16 @@ def _event(
     base = total[low]
     rise = total[low : top + 1]
     start = low + int(np.flatnonzero(rise >= base + 0.2 * (height - base))[0])
-    full = low + int(np.flatnonzero(rise >= base + 0.85 * (height - base))[0])
+    full = low + int(np.flatnonzero(rise >= base + 0.6 * (height - base))[0])
     slow = (full - start) * HOP_S > SLOW_S
+    if (
+        start <= EDGE_STEPS
+    ):  # a swell under way when the clip begins seems to start there; its crest is slow all the same
+        slow = (low + int(np.argmax(rise >= base + 0.95 * (height - base))) - full) * HOP_S > SLOW_S
     later = total[full + round(0.05 / HOP_S) : full + round(0.09 / HOP_S)]
-    held = float(later.mean() / height) if len(later) else 0.0
+    # a spike on a level isn't what the level falls from
+    lasting = min(height, 1.3 * float(np.median(total[full : full + round(0.09 / HOP_S)])))
+    held = float(later.mean() / lasting) if len(later) else 0.0
     span = slice(max(0, start), min(len(total), start + round(0.12 / HOP_S)))
     share = dict(zip(KINDS, parts[:, span].sum(1) / max(parts[:, span].sum(), 1e-9), strict=True))
     kind = _kind(share, slow, held)

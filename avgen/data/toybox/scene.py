@@ -114,8 +114,8 @@ LAMP_LIT_S: dict[Size, float] = {"small": 0.14, "medium": 0.20, "large": 0.28}
 BAR_LENGTH: dict[Size, float] = {"small": 0.26, "medium": 0.33, "large": 0.40}
 BAR_RADIUS: dict[Size, float] = {"small": 0.036, "medium": 0.050, "large": 0.066}
 BAR_SWING = math.radians(58)
-DISC_REST: dict[Size, float] = {"small": 0.05, "medium": 0.07, "large": 0.09}
-DISC_CREST: dict[Size, float] = {"small": 0.11, "medium": 0.165, "large": 0.23}
+DISC_REST: dict[Size, float] = {"small": 0.07, "medium": 0.08, "large": 0.10}
+DISC_CREST: dict[Size, float] = {"small": 0.14, "medium": 0.185, "large": 0.24}
 BALL_DECAY_S: dict[Size, float] = {"small": 0.06, "medium": 0.10, "large": 0.16}
 BAR_DECAY_S: dict[Size, float] = {"small": 0.03, "medium": 0.05, "large": 0.08}
 

@@ -37,7 +37,7 @@ from avgen.data.toybox.scene import (
 PALETTE = np.array([RGB[colour] for colour in COLOURS], np.float32)
 FINEST = 64  # larger pictures are averaged down to about this many pixels on the shorter side
 THERE = 0.28  # contrast that makes a pixel part of something
-COVERED = 0.2  # share of an actor's contrast below which a pixel is left out of its shape
+COVERED = 0.2  # share of an actor's contrast below which it isn't there
 LEAST_AREA = 0.008  # in squares of the shorter side, about half of the smallest actor
 MOST_AREA = 0.35  # more than two large actors: not a toybox picture
 ELONGATED = 1.7  # ratio of principal axes from which on something is a bar
@@ -212,12 +212,14 @@ def _separate(strong: np.ndarray, nearest: np.ndarray, one: int, other: int, uni
 
 def _track(cover: np.ndarray, colour: int, wall: np.ndarray) -> _Track:
     frames, height, width = cover.shape
-    solid = np.where(cover > COVERED, cover, 0)
-    mass = solid.sum((1, 2))
     some = max(3, round(0.004 * min(height, width) ** 2))
     flat = cover.reshape(frames, -1)
     some = min(some, flat.shape[1])
     peak = np.partition(flat, -some, axis=1)[:, -some:].mean(1)
+    # relative to the frame's own peak, so that an outline doesn't shrink when its inside darkens
+    edge = np.clip(0.4 * peak, 0.12, 0.25)
+    solid = np.where(cover > edge[:, None, None], cover, 0)
+    mass = solid.sum((1, 2))
     rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
     weight = np.maximum(mass, 1e-6)
     by_row, by_column = solid.sum(2), solid.sum(1)
@@ -246,7 +248,7 @@ def _kind(track: _Track, height: int, width: int) -> tuple[Kind | None, float]:
     dimming = min(brightest / darkest, float(core.max() / np.median(np.sort(core)[: len(core) // 2 + 1])))
     scores: dict[Kind, float] = {
         "ball": float(np.ptp(track.y[there])) / height / 0.08,
-        "disc": float(np.log(area[-1] / area[0])) / 0.9,
+        "disc": float(np.log(area[-1] / area[0])) / 0.5,
         "lamp": float(np.log(dimming)) / 0.5,
     }
     if elongation > ELONGATED:
@@ -366,10 +368,10 @@ def _flashes(track: _Track, fps: float, height: int, width: int) -> list[Act]:
     seen = _core(track)
     aim = PALETTE[track.colour] - track.wall
     dark = float((LAMP_DARK * PALETTE[track.colour] - track.wall) @ aim / (aim @ aim))
-    floor = float(np.median(seen[seen <= np.median(seen)]))
+    floor = float(np.quantile(seen, 0.2))
     dark = floor if floor < dark + 0.25 else dark
     full = 1.0 if seen.max() > 0.65 else float(seen.max())
-    light = (seen - dark) / max(full - dark, 0.05)
+    light = np.maximum((seen - dark) / max(full - dark, 0.05), 0)
     enough = 0.3 * min(1.0, LAMP_LIT_S["small"] * fps)
     padded = np.concatenate([[0.0], light, [0.0]])
     found: list[Act] = []
@@ -379,7 +381,7 @@ def _flashes(track: _Track, fps: float, height: int, width: int) -> list[Act]:
         before = bottom
         risen = padded[top] - padded[valley]
         first = valley + int(np.argmax(padded[valley : top + 1] > padded[valley] + 0.12 * risen))
-        if first <= 1:
+        if first <= 1 and padded[1] > 0.5 * padded[top]:
             continue  # already lit when the clip begins
         share = float(np.clip(padded[first], 0, 1))
         # lit from some instant to the frame's end; of a flash within one frame nothing tells when

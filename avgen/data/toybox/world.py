@@ -38,7 +38,7 @@ from avgen.types import Clip
 
 Split = Literal["train", "test", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-WORLD_VERSION = 1  # raise it whenever an item changes: prepared data and figures belong to one version
+WORLD_VERSION = 2  # raise it whenever an item changes: prepared data and figures belong to one version
 
 
 @dataclass(frozen=True)
