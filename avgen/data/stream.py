@@ -1,0 +1,101 @@
+"""What a training run reads: the batch of every step, decided by the step alone.
+
+There is no position to save: a resumed run asks for the next step. Ranks take their shares of the same
+global batch, so the data of a run are the same at any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.text import bytes_of
+from avgen.types import Batch
+
+
+class Source(Protocol):
+    """Clips by index, ready for the model."""
+
+    def batch(self, indices: Sequence[int]) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class ToyboxSource:
+    """Toybox clips through the embedded codecs; rendered and encoded when asked for."""
+
+    world: Toybox
+    video: VideoCodec
+    audio: AudioCodec
+    max_caption_bytes: int = 256
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.encoded([self.world[i] for i in indices])
+
+    @torch.no_grad()
+    def encoded(self, items: Sequence[ToyClip]) -> Batch:
+        config: ToyboxConfig = self.world.config
+        frames = torch.stack([torch.from_numpy(item.clip.video) for item in items])
+        waves = torch.stack([torch.from_numpy(item.clip.audio) for item in items])
+        text = bytes_of([item.caption for item in items], self.max_caption_bytes)
+        video = self.video.geometry.stream(_latents(self.video, frames), config.fps)
+        audio = self.audio.geometry.stream(_latents(self.audio, waves))
+        return Batch(video, audio, text, text)
+
+
+def _latents(codec: VideoCodec | AudioCodec, media: Tensor) -> Tensor:
+    return codec.encode(media).mean.contiguous()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples of each step's global batch a rank sees, one range per micro-batch."""
+
+    batch: int  # over all ranks
+    accumulate: int
+    rank: int = 0
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch % (self.ranks * self.accumulate):
+            raise ValueError(
+                f"batch={self.batch} must be a multiple of ranks x accumulate = {self.ranks} x {self.accumulate}"
+            )
+
+    def places(self) -> list[range]:
+        """Places in the global batch."""
+        size = self.batch // (self.ranks * self.accumulate)
+        first = self.rank * self.accumulate * size
+        return [range(first + i * size, first + (i + 1) * size) for i in range(self.accumulate)]
+
+
+class Steps(Dataset):
+    """Item s is what this rank reads at step s: its micro-batches."""
+
+    def __init__(self, source: Source, share: Share, steps: int) -> None:
+        self.source, self.share, self.steps = source, share, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        return [self.source.batch([step * self.share.batch + i for i in places]) for places in self.share.places()]
+
+
+def read_steps(source: Source, share: Share, first: int, steps: int, workers: int) -> Iterator[list[Batch]]:
+    """The micro-batches of steps `first` to `steps` - 1, made ahead of time by worker processes."""
+    loader = DataLoader(
+        Steps(source, share, steps),
+        batch_size=None,
+        sampler=range(first, steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    return iter(loader)

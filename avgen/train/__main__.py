@@ -1,0 +1,38 @@
+"""`python -m avgen.train`, `avgen train`, `accelerate launch -m avgen.train`."""
+
+from __future__ import annotations
+
+from avgen import command
+from avgen.train.config import TrainConfig
+
+EXAMPLES = (
+    "avgen train recipe=toybox",
+    "avgen train recipe=toybox steps=200 out=runs/short",
+    "accelerate launch -m avgen.train recipe=toybox",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    config = command.configure(TrainConfig, "train", argv, "train a model by flow matching", EXAMPLES)
+    # here, not above: a mistyped key must not wait for the models to be imported
+    from rich.console import Console
+
+    from avgen.data.stream import ToyboxSource
+    from avgen.data.toybox import Toybox
+    from avgen.models.fit_codecs import load_or_fit
+    from avgen.train.loop import export, train
+
+    console = Console()
+    video, audio = load_or_fit(config.data.codecs, config.data.world, config.data.fit_clips)
+    source = ToyboxSource(Toybox(config.data.world, "train", config.seed), video, audio)
+    held_out = ToyboxSource(Toybox(config.data.world, "test", config.seed), video, audio)
+    run = train(config, source, held_out, console)
+    if run.step < config.steps:
+        console.print(f"stopped after step {run.step} and saved: the same command goes on from there")
+        return command.INTERRUPTED
+    console.print(f"trained; the averaged weights are in {export(run)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main))

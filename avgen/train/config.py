@@ -1,0 +1,102 @@
+"""Everything a training run can be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from avgen.data.toybox import ToyboxConfig
+from avgen.flow import FlowConfig
+from avgen.models.architecture import ModelConfig
+from avgen.models.checkpointing import Checkpointing
+from avgen.tasks import NAMED
+
+
+@dataclass(frozen=True)
+class ToyboxData:
+    """Clips of the embedded world, encoded on the fly."""
+
+    world: ToyboxConfig = field(default_factory=ToyboxConfig)
+    codecs: Path = Path("runs/toybox_codecs")  # folder of the embedded codecs; fitted there when it is empty
+    fit_clips: int = 384  # training clips the codecs are fitted to
+    workers: int = 1  # processes that render and encode ahead of the training step
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights move. A step is an optimiser step, here and everywhere."""
+
+    kind: Literal["adamw", "muon"] = "muon"  # muon: for the matrices of the blocks, AdamW for everything else
+    lr: float = 1e-3  # of AdamW
+    muon_lr: float = 2e-2  # of Muon's orthogonalised updates
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup_steps: int = 50  # steps in which the rate rises from 0
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"  # wsd: constant, then linear to 0 over the last fifth
+    clip_norm: float = 1.0  # of the gradient over all weights
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} cannot be negative")
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by at a step (the first is 0) of a run of so many steps."""
+
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "wsd":
+            return min(1.0, (1 - progress) / 0.2)
+        return 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    model: ModelConfig
+    steps: int  # optimiser steps
+    batch: int  # clips per optimiser step, over all ranks
+    out: Path  # folder of the run: config, metrics, checkpoints
+    data: ToyboxData = field(default_factory=ToyboxData)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
+    caption_dropout: float = 0.1  # share of captions replaced by the learned null, per sample
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    accumulate: int = 1  # micro-batches per optimiser step
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False  # torch.compile every block; wants a C++ compiler on the CPU
+    checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
+    ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
+    seed: int = 0
+    log_every: int = 10  # steps
+    validate_every: int = 100  # steps
+    validation_clips: int = 64  # held-out clips per task
+    save_every: int = 100  # steps
+    keep: int = 2  # newest checkpoints that stay
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "log_every", "validate_every", "validation_clips", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep} must be at least 1: the newest checkpoint is never deleted")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout={self.caption_dropout} must lie in [0, 1]")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
+        unknown = [name for name in self.tasks if name not in NAMED]
+        if unknown:
+            raise ValueError(f"tasks={unknown} are unknown: choose from {', '.join(NAMED)}")
+        if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
+            raise ValueError(f"tasks={dict(self.tasks)} needs at least one positive weight and no negative one")

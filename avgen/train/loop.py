@@ -1,0 +1,230 @@
+"""The training loop: read, step, average, log, validate, save; once around is one optimiser step."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from avgen import __version__
+from avgen.config import fingerprint, to_plain
+from avgen.data.stream import Share, Source, read_steps
+from avgen.models.dit import AVTransformer
+from avgen.train import checkpoint
+from avgen.train.config import TrainConfig
+from avgen.train.optim import Average, Optimizers
+from avgen.train.step import Draw, draw, objective, step_losses
+from avgen.train.validate import validate
+from avgen.types import Batch
+
+
+@dataclass
+class Run:
+    """A training run's moving parts."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: AVTransformer  # bare
+    wrapped: torch.nn.Module  # as accelerate prepared it
+    optimizers: Optimizers
+    average: Average
+    step: int = 0  # optimiser steps done
+    stopping: bool = False
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "config": fingerprint(self.config.model),
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "average": self.average.weights,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["config"] != fingerprint(self.config.model):
+            raise ValueError(
+                f"the checkpoint in {self.config.out} is of another model: give another out=, or its model"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.average.weights = {name: value.to(self.model.device) for name, value in state["average"].items()}
+        self.step = state["step"]
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Build everything, from the newest checkpoint in the run's folder if there is one."""
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    torch.manual_seed(config.seed)
+    model = AVTransformer.of(config.model).to(accelerator.device)
+    model.set_checkpointing(config.checkpointing)
+    if config.compile:
+        model.compile_blocks()
+    wrapped = accelerator.prepare_model(model)
+    run = Run(
+        config, accelerator, model, wrapped, Optimizers(model, config.optimizer), Average(model, config.ema_decay)
+    )
+    saved = checkpoint.checkpoints(config.out / "checkpoints")
+    if saved:
+        run.restore(checkpoint.load(saved[-1]))
+        accelerator.print(f"resuming after step {run.step} from {saved[-1]}")
+    return run
+
+
+def train(config: TrainConfig, source: Source, held_out: Source, console: Console) -> Run:
+    """Train to the last step; SIGTERM and Ctrl-C save and stop at the end of the current one."""
+    run = prepare(config)
+    write_config(config, run.accelerator)
+    share = Share(config.batch, config.accumulate, run.accelerator.process_index, run.accelerator.num_processes)
+    journal = Journal(config.out, run.accelerator, run.step)
+    with stop_on_signal(run), progress_bar(console, run) as bar:
+        task = bar.add_task("training", total=config.steps, completed=run.step, loss="")
+        waited, before = 0.0, time.perf_counter()
+        reading = read_steps(source, share, run.step, config.steps, config.data.workers)
+        while run.step < config.steps and not run.stopping:
+            asked = time.perf_counter()
+            micro_batches = next(reading)
+            waited += time.perf_counter() - asked
+            found = optimise(run, micro_batches, share)
+            if run.step % config.log_every == 0 or run.step == config.steps:
+                now = time.perf_counter()
+                line = gathered(found, run.accelerator)
+                span = {"seconds": round(now - before, 3), "waiting_share": round(waited / (now - before), 4)}
+                journal.write(run.step, line | span)
+                waited, before = 0.0, now
+                bar.update(task, loss=" ".join(f"{m} {line[m]:.4f}" for m in ("video", "audio") if m in line))
+            if run.step % config.validate_every == 0 or run.step == config.steps:
+                journal.write(run.step, validate(run.model, run.average, held_out, config))
+                before = time.perf_counter()
+            if run.step % config.save_every == 0 or run.step == config.steps or run.stopping:
+                save(run)
+            bar.update(task, completed=run.step)
+    return run
+
+
+def gathered(found: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Numbers to log, summed over ranks; this is where the host waits for the device."""
+    values = {m: accelerator.reduce(v, "sum") if m in ("video", "audio") else v for m, v in found.items()}
+    return {name: round(float(value), 6) for name, value in values.items()}
+
+
+def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
+    """One optimiser step; the losses it saw, still on the device."""
+    config = run.config.optimizer
+    logged = accumulate(run, micro_batches, share)
+    logged["gradient_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_norm)
+    run.optimizers.step(config.factor(run.step, run.config.steps))
+    run.average.update(run.model, run.step)
+    run.step += 1
+    return logged
+
+
+def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
+    """Gradients of the whole step's loss; that loss per modality, this rank's part of it."""
+    config, accelerator = run.config, run.accelerator
+    places = share.places()
+    drawn = [draw(batch, config, run.step, at) for batch, at in zip(micro_batches, places, strict=True)]
+    # counted before anything is on the device, so that the normaliser costs no wait
+    totals = global_totals(drawn, accelerator)
+    logged: dict[str, Tensor] = {}
+    for i, part in enumerate(drawn):
+        more = i < len(drawn) - 1
+        with accelerator.no_sync(run.wrapped) if more else nullcontext():
+            with accelerator.autocast():
+                found = step_losses(run.wrapped, part.to(accelerator.device), config.flow)
+                loss = objective(found, totals, config.flow)
+            # DDP averages gradients over ranks; the normaliser already counts them all
+            accelerator.backward(loss * accelerator.num_processes)
+        for m, value in found.items():
+            logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / max(totals[m], 1.0)
+    return logged
+
+
+def global_totals(drawn: list[Draw], accelerator: Accelerator) -> dict[str, float]:
+    """Per modality, the supervised tokens of the whole step: all micro-batches of all ranks."""
+    totals = torch.zeros(2, dtype=torch.float64)
+    for part in drawn:
+        for i, stream in enumerate((part.clean.video, part.clean.audio)):
+            if stream is not None:
+                totals[i] += stream.weight.sum()
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(totals.float().to(accelerator.device), "sum").double().cpu()
+    return dict(zip(("video", "audio"), totals.tolist(), strict=True))
+
+
+def save(run: Run) -> None:
+    if run.accelerator.is_main_process:
+        checkpoint.save(run.config.out / "checkpoints", run.step, run.state(), run.config.keep)
+    run.accelerator.wait_for_everyone()
+
+
+def export(run: Run) -> Path:
+    """The averaged weights as a folder that `AVTransformer.from_pretrained` loads."""
+    folder = run.config.out / "model"
+    back = run.average.swapped(run.model)
+    try:
+        if run.accelerator.is_main_process:
+            run.model.save_pretrained(folder)
+    finally:
+        back()
+    run.accelerator.wait_for_everyone()
+    return folder
+
+
+def write_config(config: TrainConfig, accelerator: Accelerator) -> None:
+    """What made this run, beside what it makes."""
+    if accelerator.is_main_process:
+        config.out.mkdir(parents=True, exist_ok=True)
+        made_by = {"avgen": __version__, "torch": torch.__version__, "config": to_plain(config)}
+        (config.out / "run.json").write_text(json.dumps(made_by, indent=2) + "\n")
+
+
+class Journal:
+    """metrics.jsonl: one line per logged step; a resumed run drops the lines of steps it takes again."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, first: int) -> None:
+        self.path, self.accelerator = folder / "metrics.jsonl", accelerator
+        if accelerator.is_main_process and self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+@contextmanager
+def stop_on_signal(run: Run) -> Iterator[None]:
+    """SIGTERM and Ctrl-C let the current step finish and be saved; a second Ctrl-C stops at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if run.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.stopping = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def progress_bar(console: Console, run: Run) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(
+        *columns, TextColumn("{task.fields[loss]}"), console=console, disable=not run.accelerator.is_main_process
+    )

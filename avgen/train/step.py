@@ -1,0 +1,81 @@
+"""One training step: corrupt, predict, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from avgen.flow import FlowConfig, Loss, losses, noised
+from avgen.tasks import NAMED, Task, assign
+from avgen.train.config import TrainConfig
+from avgen.train.rng import noise_like, uniforms
+from avgen.types import Batch, Stream, Velocity
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A micro-batch ready to be learned from: tasks assigned, noise drawn, levels set."""
+
+    clean: Batch
+    noisy: Batch
+    noise: Velocity
+    tasks: tuple[str, ...]
+
+    def to(self, device: torch.device) -> Draw:
+        noise = Velocity(*(None if n is None else n.to(device, non_blocking=True) for n in self.noise))
+        return Draw(self.clean.to(device, True), self.noisy.to(device, True), noise, self.tasks)
+
+
+def draw(batch: Batch, config: TrainConfig, step: int, places: range) -> Draw:
+    """Everything random about a micro-batch, from (seed, step, place in the global batch)."""
+    seed = config.seed
+    tasks = drawn_tasks(config, step, places)
+    batch = drop_captions(assign(batch, tasks), config.caption_dropout, uniforms(2, seed, "caption", step, places))
+    return corrupt(batch, config.flow, uniforms(3, seed, "level", step, places), seed, step, places, tasks)
+
+
+def drawn_tasks(config: TrainConfig, step: int, places: range) -> list[Task]:
+    names = sorted(config.tasks)
+    weights = torch.tensor([config.tasks[name] for name in names], dtype=torch.float64)
+    edges = (weights / weights.sum()).cumsum(0)
+    picked = torch.searchsorted(edges, uniforms(1, config.seed, "task", step, places)[0])
+    return [NAMED[names[min(int(i), len(names) - 1)]] for i in picked]
+
+
+def drop_captions(batch: Batch, share: float, u: Tensor) -> Batch:
+    """Each modality's caption is dropped on its own; one that serves both is dropped for both."""
+    video = replace(batch.video_text, dropped=(u[0] < share).to(batch.video_text.x.device))
+    if batch.audio_text is batch.video_text:
+        return replace(batch, video_text=video, audio_text=video)
+    audio = replace(batch.audio_text, dropped=(u[1] < share).to(batch.audio_text.x.device))
+    return replace(batch, video_text=video, audio_text=audio)
+
+
+def corrupt(
+    batch: Batch, flow: FlowConfig, u: Tensor, seed: int, step: int, places: range, tasks: Sequence[Task]
+) -> Draw:
+    """Noise at levels from (3, B) uniforms."""
+    levels = dict(zip(("video", "audio"), flow.levels(u.to(batch.video_text.x.device), batch), strict=True))
+    noise: dict[str, Tensor] = {}
+    noisy: dict[str, Stream | None] = {"video": None, "audio": None}
+    for m in noisy:
+        stream: Stream | None = getattr(batch, m)
+        if stream is not None:
+            noise[m] = noise_like(stream.x, seed, f"{m} noise", step, places)
+            noisy[m] = noised(stream, noise[m], levels[m])
+    seen = replace(batch, video=noisy["video"], audio=noisy["audio"])
+    return Draw(batch, seen, Velocity(**noise), tuple(task.name for task in tasks))
+
+
+def step_losses(model: nn.Module, drawn: Draw, flow: FlowConfig) -> dict[str, Loss]:
+    """Per modality, the weighted squared error of every token."""
+    return losses(model(drawn.noisy), drawn.clean, drawn.noisy, drawn.noise, flow.predict)
+
+
+def objective(found: dict[str, Loss], totals: dict[str, float], flow: FlowConfig) -> Tensor:
+    """The number to minimise: each modality's error over the supervised tokens of the whole step."""
+    weights = {"video": flow.video_weight, "audio": flow.audio_weight}
+    return torch.stack([weights[m] * loss.tokens.sum() / max(totals[m], 1.0) for m, loss in found.items()]).sum()

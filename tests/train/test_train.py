@@ -1,0 +1,188 @@
+"""The training loop: what is random depends on the step alone, and a run cut short goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from avgen.data.stream import Share
+from avgen.models.dit import AVTransformer
+from avgen.train import checkpoint
+from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from avgen.train.loop import accumulate, export, optimise, prepare, train
+from avgen.train.rng import noise_like, uniforms
+from avgen.train.step import draw
+from avgen.types import stack_batches
+from tests.models.factory import batch, scatter
+from tests.models.factory import config as model_config
+
+
+class Clips:
+    """Ragged clips by index; every third is silent."""
+
+    def batch(self, indices):
+        clips = [batch((f"clip {i}",), frames=2 + i % 3, audio_steps=4 + i % 4, level=1.0, seed=i) for i in indices]
+        silent = [replace(clip, audio=None) if i % 3 == 2 else clip for i, clip in zip(indices, clips, strict=True)]
+        return stack_batches(silent)
+
+
+def config(folder, **changes):
+    defaults = TrainConfig(
+        model=model_config(),
+        steps=6,
+        batch=4,
+        out=folder,
+        data=ToyboxData(workers=0),
+        tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
+        optimizer=OptimizerConfig(warmup_steps=2),
+        precision="fp32",
+        validate_every=3,
+        validation_clips=4,
+        save_every=2,
+        log_every=1,
+    )
+    return replace(defaults, **changes)
+
+
+def quiet():
+    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+
+
+def weights(run):
+    return {**run.model.state_dict(), **{f"average {k}": v for k, v in run.average.weights.items()}}
+
+
+def same(one, other, tolerance=0.0):
+    return all((one[name] - other[name]).abs().max() <= tolerance * (1 + one[name].abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_run_cut_short_goes_on_exactly(tmp_path, kind):
+    optimizer = OptimizerConfig(kind=kind, warmup_steps=2)
+    whole = train(config(tmp_path / "whole", optimizer=optimizer), Clips(), Clips(), quiet())
+    cut = config(tmp_path / "cut", optimizer=optimizer)
+    again = prepare(cut)
+    for step in range(4):
+        optimise(again, [Clips().batch(range(step * 4, step * 4 + 4))], Share(4, 1))
+    checkpoint.save(cut.out / "checkpoints", again.step, again.state(), keep=2)
+    resumed = train(cut, Clips(), Clips(), quiet())
+    assert resumed.step == whole.step == 6
+    assert same(weights(whole), weights(resumed))
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    last = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(lines[-3:], last[-3:], strict=True):
+        assert {k: v for k, v in ours.items() if k not in ("seconds", "waiting_share")} == {
+            k: v for k, v in theirs.items() if k not in ("seconds", "waiting_share")
+        }
+
+
+def test_a_signal_saves_the_step_and_stops(tmp_path):
+    class Interrupting(Clips):
+        def batch(self, indices):
+            if indices[0] == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(indices)
+
+    stopped = train(config(tmp_path, save_every=100), Interrupting(), Clips(), quiet())
+    assert stopped.step == 4
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000004"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_accumulation_equals_the_big_batch(tmp_path):
+    """Ragged, with clips that lack sound: the loss is per supervised token of the step, not per micro-batch."""
+    gradients = []
+    for micro_batches in (1, 2, 4):
+        run, share = prepare(config(tmp_path, accumulate=micro_batches)), Share(4, micro_batches)
+        scatter(run.model)
+        accumulate(run, [Clips().batch(list(places)) for places in share.places()], share)
+        gradients.append({name: p.grad for name, p in run.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() == gradients[2].keys()
+    assert same(gradients[0], gradients[1], 1e-5)
+    assert same(gradients[0], gradients[2], 1e-5)
+
+
+def test_what_is_random_depends_on_the_place_in_the_global_batch_alone():
+    settings = config("unused")
+    crowd = Clips().batch(range(8))
+    whole = draw(crowd, settings, 5, range(8))
+    parts = [draw(Clips().batch(places), settings, 5, places) for places in (range(4), range(4, 8))]
+    assert whole.tasks == parts[0].tasks + parts[1].tasks
+    for i in range(8):
+        part, j = parts[i // 4], i % 4
+        stream, alone = whole.noisy.video, part.noisy.video
+        tokens = int(alone.mask()[j].sum())
+        assert torch.equal(stream.level[i, :tokens], alone.level[j, :tokens])
+        assert torch.equal(whole.noise.video[i, :tokens], part.noise.video[j, :tokens])
+    assert not torch.equal(whole.noise.video[0, :6], whole.noise.video[1, :6])
+    assert not torch.equal(draw(crowd, settings, 6, range(8)).noise.video, whole.noise.video)
+
+
+def test_padding_does_not_change_noise():
+    short, long = torch.zeros(2, 7, 5), torch.zeros(2, 31, 5)
+    ours = noise_like(short, 1, "video noise", 3, range(2))
+    assert torch.equal(ours, noise_like(long, 1, "video noise", 3, range(2))[:, :7])
+
+
+def test_tasks_are_drawn_by_weight():
+    settings = config("unused", tasks={"t2av": 3, "v2a": 1})
+    drawn = [draw(batch(("a",) * 8, level=1.0), settings, step, range(8)).tasks for step in range(40)]
+    share = sum(names.count("v2a") for names in drawn) / 320
+    assert share == pytest.approx(0.25, abs=0.08)
+
+
+def test_uniforms_never_touch_the_ends():
+    u = uniforms(50, 0, "level", 0, range(50))
+    assert 0 < u.min() < 0.01
+    assert 0.99 < u.max() < 1
+
+
+def test_learning_rate_counts_optimiser_steps():
+    cosine = OptimizerConfig(warmup_steps=10)
+    assert [cosine.factor(s, 110) for s in (0, 9, 10, 60, 110)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+    wsd = OptimizerConfig(warmup_steps=10, schedule="wsd")
+    assert [wsd.factor(s, 110) for s in (9, 50, 89, 100, 110)] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_shares_cover_the_batch_once():
+    taken = [i for rank in range(3) for places in Share(24, 4, rank, 3).places() for i in places]
+    assert taken == list(range(24))
+    with pytest.raises(ValueError, match="batch=10"):
+        Share(10, 2, 0, 2)
+
+
+def test_a_damaged_checkpoint_is_an_error_and_a_half_written_one_is_not_seen(tmp_path):
+    checkpoint.save(tmp_path, 3, {"step": 3}, keep=2)
+    (tmp_path / ".step_00000004.part").mkdir()
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000003"]
+    (tmp_path / "step_00000003" / "state.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.load(tmp_path / "step_00000003")
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    for step in (2, 4, 6, 8):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=2)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000006", "step_00000008"]
+    assert checkpoint.load(tmp_path / "step_00000008") == {"step": 8}
+
+
+def test_another_model_is_not_resumed_into(tmp_path):
+    train(config(tmp_path, steps=1), Clips(), Clips(), quiet())
+    with pytest.raises(ValueError, match="another model"):
+        prepare(config(tmp_path, model=model_config("none")))
+
+
+def test_the_export_is_the_average_and_leaves_the_run_as_it_was(tmp_path):
+    run = train(config(tmp_path, steps=3), Clips(), Clips(), quiet())
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    exported = AVTransformer.from_pretrained(export(run))
+    assert same(before, run.model.state_dict())
+    assert same(dict(exported.named_parameters()), run.average.weights)
+    assert not same(dict(exported.named_parameters()), dict(run.model.named_parameters()))
