@@ -1,4 +1,4 @@
-"""Figures with their bars, the sums behind them, and the two tables."""
+"""Figures with their bars, and the two tables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from rich.table import Table
-from torch import Tensor
 
 from avgen.data.toybox.reader import Score, Tally
-from avgen.types import Clip
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,6 @@ class Figure:
         if self.at_least is not None:
             return f">= {self.at_least:g}"
         return "" if self.at_most is None else f"<= {self.at_most:g}"
-
-
-def psnr_db(original: Clip, decoded: Clip) -> float:
-    """Over all pixels of the clip together."""
-    assert original.video is not None
-    assert decoded.video is not None
-    error = np.mean((original.video.astype(np.float64) - decoded.video) ** 2)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
-def spectral_convergence(original: Clip, decoded: Clip) -> float:
-    """||S - S'|| / ||S|| of magnitude spectra (32 ms windows, 8 ms apart); nan for a silent original."""
-    true, read = magnitudes(original), magnitudes(decoded)
-    size = float(true.norm())
-    return float((true - read).norm()) / size if size > 1e-3 else math.nan
-
-
-def magnitudes(clip: Clip) -> Tensor:
-    assert clip.sample_rate_hz is not None
-    assert clip.audio is not None
-    wave = torch.from_numpy(clip.audio)
-    window = round(0.032 * clip.sample_rate_hz)
-    return torch.stft(wave, window, window // 4, window=torch.hann_window(window), return_complex=True).abs()
 
 
 def figure_table(figures: Sequence[Figure]) -> Table:

@@ -7,11 +7,13 @@ fed by the same Workshop.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Toybox, ToyClip
 from avgen.data.toybox.reader import Score, read_events, score
 from avgen.demo.config import DemoConfig
-from avgen.demo.figures import Figure, figure_table, psnr_db, reader_row, reader_table, spectral_convergence
+from avgen.demo.figures import Figure, figure_table, reader_row, reader_table
+from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import fit_folder, load_or_fit
 from avgen.types import Clip
@@ -79,15 +82,12 @@ def world_stage(shop: Workshop) -> list[Figure]:
 
 def media_stage(shop: Workshop) -> list[Figure]:
     """The same clips through H.264 and AAC."""
-    folder = shop.config.out / "files"
-    folder.mkdir(exist_ok=True)
     through = []
-    for i, item in enumerate(shop.each(shop.test, "writing and reading mp4")):
-        path = folder / f"{i:04d}.mp4"
-        write_clip(path, item.clip)
-        through.append(read_back(path, item.clip))
-        path.unlink()
-    folder.rmdir()
+    with TemporaryDirectory(dir=shop.config.out) as folder:
+        for i, item in enumerate(shop.each(shop.test, "writing and reading mp4")):
+            path = Path(folder) / f"{i:04d}.mp4"
+            write_clip(path, item.clip)
+            through.append(read_back(path, item.clip))
     shop.scores["after H.264 + AAC"] = read_all(shop, through, "reading events")
     return []
 
@@ -102,8 +102,11 @@ def codec_stage(shop: Workshop) -> list[Figure]:
     each_ms = 1000 * (time.perf_counter() - started) / len(originals)
     shop.scores["after the codecs"] = read_all(shop, shop.decoded, "reading events")
     kept = shop.scores["after the codecs"].sync.f1 / shop.scores["as rendered"].sync.f1
-    errors = [psnr_db(a, b) for a, b in zip(originals, shop.decoded, strict=True)]
-    spectra = [spectral_convergence(a, b) for a, b in zip(originals, shop.decoded, strict=True)]
+    truths, made = waves_of(originals), waves_of(shop.decoded)
+    psnr = [psnr_db(a, b) for a, b in zip(frames_of(originals), frames_of(shop.decoded), strict=True)]
+    audible = [i for i, wave in enumerate(truths) if wave.any()]
+    convergence = [spectral_convergence(truths[i], made[i]) for i in audible]
+    onsets_s = np.concatenate([np.zeros(0), *(onset_errors_s(truths[i], made[i], shop.test[i]) for i in audible)])
     tokens = video.encode(frames_of(originals[:1])).mean[0, 0].numel()
     sounds = audio.encode(waves_of(originals[:1])).mean[0, 0].numel()
     show(shop)
@@ -112,8 +115,9 @@ def codec_stage(shop: Workshop) -> list[Figure]:
         Figure("codecs: video tokens per clip", tokens),
         Figure("codecs: audio tokens per clip", sounds),
         Figure("codecs: encode and decode, both streams, per clip", each_ms, "ms"),
-        Figure("codecs: picture PSNR, mean over clips", float(np.mean(errors)), "dB", at_least=28),
-        Figure("codecs: sound, spectral convergence (0 = same)", float(np.nanmean(spectra))),
+        Figure("codecs: picture PSNR, mean over clips", float(np.mean(psnr)), "dB", at_least=28),
+        Figure("codecs: sound, spectral convergence (0 = same)", float(np.mean(convergence))),
+        Figure("codecs: sound, onset error, median", 1000 * float(np.median(np.abs(onsets_s))), "ms"),
         Figure("codecs: share of the events' sync F1 kept", kept, at_least=0.95),
     ]
 
@@ -231,13 +235,17 @@ def side_by_side(left: Clip, right: Clip) -> Clip:
 
 
 def write_figures(config: DemoConfig, figures: Sequence[Figure], scores: dict[str, Score]) -> None:
-    """figures.json: every number of both tables, and what made them."""
+    """figures.json: every number of both tables, and what made them; null where there was nothing to count."""
+
+    def counted(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
     said = {
         "schema": 1,
         "avgen": __version__,
         "config": to_plain(config),
         "fingerprint": fingerprint(config),
-        "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
-        "reader": {name: reader_row(read) for name, read in scores.items()},
+        "figures": [{**asdict(figure), "value": counted(figure.value), "met": figure.met} for figure in figures],
+        "reader": {name: {k: counted(v) for k, v in reader_row(read).items()} for name, read in scores.items()},
     }
-    (config.out / "figures.json").write_text(json.dumps(said, indent=2) + "\n")
+    (config.out / "figures.json").write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
