@@ -1,4 +1,4 @@
-"""What only a GPU can show: no hidden waits, the same results compiled and on every kernel, memory that checkpointing saves."""
+"""What only a GPU can show: no hidden waits, the same results compiled and on every kernel, memory saved."""
 
 from __future__ import annotations
 

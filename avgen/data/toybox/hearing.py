@@ -26,10 +26,10 @@ NOISES = 4  # broad hiss bands, so that noise needs no toybox sound to explain i
 ROUNDS = 40  # of the multiplicative fit
 LEAST = 0.035  # amplitude of the faintest act; the world's quietest is 0.15
 SLOW_S = 0.04  # a rise from 20 % to 60 % that takes longer is a hum swelling
-EDGE_STEPS = 5  # peaks this near to the clip's ends are sounds cut off, not acts
+EDGE_STEPS = 8  # peaks this near to the clip's ends are sounds cut off, not acts
 CLEAR = 1.6  # how many times stronger than hiss a sound must be where its spectrum lies; noise alone reaches 1
 DISTINCT = 0.45  # how much of its height a peak must rise above the valleys beside it: a wobble is no new act
-HELD = 0.81  # a level kept for 0.09 s after the start is a beep
+HELD = 0.84  # a level kept for 0.09 s after the start is a beep
 
 
 @dataclass(frozen=True)
