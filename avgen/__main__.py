@@ -28,6 +28,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "demo", "avgen.demo.__main__", "see the whole thing work, with figures", "demo", "avgen.demo.config:DemoConfig"
     ),
+    Verb("train", "avgen.train.__main__", "train a model by flow matching", "train", "avgen.train.config:TrainConfig"),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
     Verb("fit_codecs", "avgen.models.fit_codecs", "fit the embedded codecs to the embedded world"),
 )

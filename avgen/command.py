@@ -19,7 +19,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from avgen.config import UNSET, Composed, ConfigError, Leaf, compose, groups, leaves, load, to_plain, type_name
+from avgen.config import (
+    UNSET,
+    Composed,
+    ConfigError,
+    Leaf,
+    compose,
+    groups,
+    leaves,
+    load,
+    nested_dataclasses,
+    to_plain,
+    type_name,
+)
 
 T = TypeVar("T")
 
@@ -117,10 +129,10 @@ def help_text(
             f"  {group}={chosen(composed, group)}  of: {', '.join(options)}" for group, options in offered.items()
         ]
         lines.append("")
-    lines.append("keys (key=value now | type | meaning):")
-    section = ""
+    lines.append("keys (key=value now, type: meaning):")
+    section = None
     for leaf in leaves(cls):
-        parent = leaf.key.rpartition(".")[0]
+        parent = ".".join(leaf.key.split(".")[:-1][:2])
         if parent != section:
             section = parent
             lines.append("")
@@ -138,7 +150,9 @@ def chosen(composed: Composed, group: str) -> str:
 
 
 def _key_lines(leaf: Leaf, composed: Composed, width: int) -> list[str]:
-    head = f"  {leaf.key}={_shown(_value_now(leaf, composed.mapping))}"
+    value = _value_now(leaf, composed.mapping)
+    # a section that may be null: its keys follow
+    head = f"  {leaf.key}={'{...}' if nested_dataclasses(leaf.hint) and value is not None else _shown(value)}"
     tail = type_name(leaf.hint)
     meaning = field_comments(leaf.owner).get(leaf.name, "")
     text = f"{tail}: {meaning}" if meaning else tail

@@ -195,10 +195,10 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
             continue
         key, hint = _join(prefix, field.name), hints[field.name]
         nested = nested_dataclasses(hint)
-        for inner in nested:
-            yield from leaves(inner, key)
         if not nested or type(None) in typing.get_args(hint):
             yield Leaf(key, hint, _default(field), cls, field.name)
+        for inner in nested:
+            yield from leaves(inner, key)
 
 
 def nested_dataclasses(hint: Any) -> list[type]:
@@ -230,6 +230,8 @@ def type_name(hint: Any) -> str:
         return f"list of {type_name(args[0])}"
     if origin in (dict, Mapping):
         return f"mapping of {type_name(args[0])} to {type_name(args[1])}"
+    if is_dataclass(hint):
+        return "mapping"
     return {"str": "text", "Path": "path", "bool": "true or false"}.get(
         getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint))
     )

@@ -154,7 +154,7 @@ def test_a_letter_lost_is_found_again(key: str, data: st.DataObject) -> None:
         ({"inner": {"wdth": 3}}, "inner.wdth: no such key; the nearest valid one is inner.width"),
         ({"inner": {"width": -3}}, "inner: width=-3 must not be negative"),
         ({"inner": {"coupling": "jont"}}, "inner.coupling: 'jont' is not one of cross, joint; the nearest"),
-        ({"inner": 3}, "inner: 3 is an int, Inner is needed"),
+        ({"inner": 3}, "inner: 3 is an int, mapping is needed"),
         ({"several": [{"width": 1}, {"wdth": 1}]}, "several.1.wdth: no such key"),
         ({"optimiser": {"kind": "fncy"}}, "optimiser.kind: 'fncy' is not one of fancy, plain; the nearest"),
         ({"optimiser": {"kind": "fancy", "rate": 1.0}}, "optimiser.rate: no such key where kind=fancy"),

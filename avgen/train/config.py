@@ -32,8 +32,8 @@ class OptimizerConfig:
     kind: Literal["adamw", "muon"] = "muon"  # muon: for the matrices of the blocks, AdamW for everything else
     lr: float = 1e-3  # of AdamW
     muon_lr: float = 2e-2  # of Muon's orthogonalised updates
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW: memory of the mean and of the square
+    weight_decay: float = 0.0  # of every matrix, per unit of learning rate
     warmup_steps: int = 50  # steps in which the rate rises from 0
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"  # wsd: constant, then linear to 0 over the last fifth
     clip_norm: float = 1.0  # of the gradient over all weights
@@ -72,11 +72,11 @@ class TrainConfig:
     caption_dropout: float = 0.1  # share of captions replaced by the learned null, per sample
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     accumulate: int = 1  # micro-batches per optimiser step
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = "bf16"  # of matrix products, by autocast; weights and optimiser stay float32
     compile: bool = False  # torch.compile every block; wants a C++ compiler on the CPU
     checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
     ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
-    seed: int = 0
+    seed: int = 0  # of data, noise, levels, tasks and initial weights
     log_every: int = 10  # steps
     validate_every: int = 100  # steps
     validation_clips: int = 64  # held-out clips per task
