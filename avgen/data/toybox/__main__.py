@@ -220,7 +220,7 @@ def _help() -> str:
     lines += [
         "  through=nothing                   check only; one of nothing, mp4, blur: what is done to the clips before",
         "",
-        "check's own defaults are n=500 split=test seed=20001.",
+        "check's own defaults are n=500 split=test seed=30001.",
         "",
         "examples:",
         "  avgen toybox export out=data/toys n=1000 split=train",
