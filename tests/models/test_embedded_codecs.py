@@ -268,9 +268,11 @@ def test_a_pair_is_fitted_once_for_each_choice_of_clips(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_fits_what_the_function_fits(tmp_path, capsys):
-    assert fit_main([f"out={tmp_path}", "n_clips=16", "world.height=16", "world.width=16"]) == 0
+    assert (
+        fit_main([f"out={tmp_path}", "n_clips=16", "world.height=8", "world.width=8", "world.sample_rate_hz=8000"]) == 0
+    )
     printed = capsys.readouterr().out
-    pair = fit_embedded(ToyboxConfig(height=16, width=16), 16)
+    pair = fit_embedded(ToyboxConfig(height=8, width=8, sample_rate_hz=8000), 16)
     for codec, name in zip(pair, ("video", "audio"), strict=True):
         assert codec.fingerprint in printed
         assert type(codec).from_pretrained(tmp_path / name).fingerprint == codec.fingerprint
