@@ -28,7 +28,6 @@ FLOOR_DECADES = 6.5
 FLOOR = 10.0**-FLOOR_DECADES
 
 
-ENVELOPE_WEIGHT = 1.0
 REACH = 2  # tokens that the decoder sees before and after its own
 # Share of a bin's magnitude that starts at phase 0 in each frame: nothing against a partial that goes on, everything
 # where one begins, so that the bins of an attack agree.
@@ -106,7 +105,7 @@ class SpectralAudioCodec(EmbeddedCodec):
         return F.pad(wave, (0, self.geometry.time.units(self.geometry.time.steps(length)) - length))
 
     def _envelope(self, wave: Tensor) -> Tensor:
-        return loudness(self.block_power(wave)) * ENVELOPE_WEIGHT
+        return loudness(self.block_power(wave))
 
     def tokens(self, frames: Tensor, envelope: Tensor) -> Tensor:
         """(B, A, M, R) frames and (B, A, E) envelope blocks -> (B, N, F)."""
@@ -157,7 +156,7 @@ class SpectralAudioCodec(EmbeddedCodec):
         advance = torch.complex(real, imag) / loud.clamp_min(0.05)  # quieter bins are nobody's tone
         magnitude = _root(unloudness(loud))
         wave = self.wave(magnitude * self._phases(magnitude, advance))
-        return self._enveloped(wave, unloudness(envelope / ENVELOPE_WEIGHT))
+        return self._enveloped(wave, unloudness(envelope))
 
     def predict(self, latents: Tensor) -> Tensor:
         """(B, F, N): frames, by their components, and envelope blocks of each token."""
