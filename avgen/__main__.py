@@ -28,7 +28,9 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "demo", "avgen.demo.__main__", "see the whole thing work, with figures", "demo", "avgen.demo.config:DemoConfig"
     ),
+    Verb("plan", "avgen.plan", "what a run will cost, before it runs", "plan", "avgen.plan:PlanConfig"),
     Verb("train", "avgen.train.__main__", "train a model by flow matching", "train", "avgen.train.config:TrainConfig"),
+    Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
     Verb("fit_codecs", "avgen.models.fit_codecs", "fit the embedded codecs to the embedded world"),
 )

@@ -22,6 +22,7 @@ from avgen.models.rope import Rotation, rotate
 
 Streams = dict[str, Tensor]  # modality -> (B, N, D)
 PARTNER = {"video": "audio", "audio": "video"}
+ATTENTION_PARTS, MLP_PARTS = slice(0, 3), slice(3, 6)  # of a tower block's modulation
 EPS = 1e-6
 
 
@@ -32,9 +33,10 @@ class Modulation:
     values: Tensor  # (B, K, parts, D) float32
     slot: Tensor  # (B, N) which level is the token's
 
-    def under(self, table: Tensor) -> tuple[Tensor, ...]:
-        """The block's own table (parts, D) added, per token: parts tensors (B, N or 1, D) float32."""
-        return tuple(spread(part, self.slot) for part in (self.values + table.float()).unbind(2))
+    def under(self, table: Tensor, parts: slice = slice(None)) -> tuple[Tensor, ...]:
+        """The block's own table (parts, D) added, per token: tensors (B, N or 1, D) float32 of the parts asked for."""
+        own = self.values[:, :, parts] + table[parts].float()
+        return tuple(spread(part, self.slot) for part in own.unbind(2))
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class TowerBlock(nn.Module):
         self.table = nn.Parameter(torch.zeros(6, width))
 
     def attend_self(self, x: Tensor, c: Context, perturbed: Tensor | None) -> Tensor:
-        shift, scale, gate, *_ = c.modulation.under(self.table)
+        shift, scale, gate = c.modulation.under(self.table, ATTENTION_PARTS)
         h = modulate(x, shift, scale)
         v = self.attn.values(h)
         mixed = attend(self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), v, c.keys, self.attn.backend)
@@ -164,7 +166,7 @@ class TowerBlock(nn.Module):
         return x + self.text_attn(h, c.text, c.text_keys)
 
     def think(self, x: Tensor, c: Context) -> Tensor:
-        *_, shift, scale, gate = c.modulation.under(self.table)
+        shift, scale, gate = c.modulation.under(self.table, MLP_PARTS)
         return residual(x, self.mlp(modulate(x, shift, scale)), gate)
 
 
@@ -253,7 +255,7 @@ class JointBlock(Block):
         q, k, v, gates = {}, {}, {}, {}
         for m in here:
             tower = self.towers[m]
-            shift, scale, gates[m], *_ = c[m].modulation.under(tower.table)
+            shift, scale, gates[m] = c[m].modulation.under(tower.table, ATTENTION_PARTS)
             h = modulate(x[m], shift, scale)
             q[m], k[m] = tower.attn.queries(h, c[m].rotation), tower.attn.keys(h, c[m].rotation)
             v[m] = tower.attn.values(h)

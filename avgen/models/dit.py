@@ -191,6 +191,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def forward(self, batch: Batch, perturbation: Perturbation | None = None) -> Velocity:
         perturbation = perturbation or Perturbation()
         streams: dict[str, Stream] = {m: s for m in self.towers if (s := getattr(batch, m)) is not None}
+        if not streams:
+            raise ValueError(f"the batch has no stream for this model's towers ({', '.join(self.towers)})")
         texts = self.read_captions(batch)
         with torch.autocast(batch.video_text.x.device.type, enabled=False):
             levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
