@@ -184,9 +184,9 @@ class TimeGrid:
     `delay` units of codec priming shift all steps earlier.
     """
 
-    stride: int
-    first: int
-    delay: int = 0
+    stride: int  # units per latent step
+    first: int  # units of the first step: 1 for causal video codecs, else the stride
+    delay: int = 0  # units of priming before the clip
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.stride:
@@ -258,8 +258,8 @@ class AudioGeometry:
 
     channels: int  # of the codec's latents, all frequency bins of a step together
     time: TimeGrid  # in samples
-    sample_rate_hz: int
-    audio_channels: int = 1
+    sample_rate_hz: int  # of the sound it takes and gives
+    audio_channels: int = 1  # likewise
 
     def stream(self, latents: Tensor, start_s: float = 0.0) -> Stream:
         """Tokens of (B, C, N) latents."""
