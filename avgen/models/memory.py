@@ -216,8 +216,8 @@ def working(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
             continue
         tower, rows = config.towers[m], batch.samples * s.tokens
         gradients += n.act * rows * tower.width
-        # forward, in the residual: a copy of x, gate x update, their sum; with several levels, five spread values more
-        floats = (3 if n.act < 4 else 2) + (5 if s.levels > 1 else 0)
+        # forward, in the residual: a copy of x, gate x update, their sum; with several levels, shift and scale besides
+        floats = (3 if n.act < 4 else 2) + (2 if s.levels > 1 else 0)
         # backward, in the MLP: the gradient of its hidden layer
         most = max(most, 4 * floats * rows * tower.width, n.act * rows * tower.mlp_width)
     return gradients + most
