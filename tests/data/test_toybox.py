@@ -311,3 +311,13 @@ def test_rendering_is_fast_enough_to_train_on():
             world[1000 * repeat + i]
         best_s = min(best_s, (time.process_time() - begin) / 60)
     assert 1 / best_s >= 300
+
+
+def test_every_pitch_is_heard_at_the_lowest_rate_and_lower_ones_are_refused():
+    world = Toybox(ToyboxConfig(sample_rate_hz=6000, scenes=("single",)), "test", 0)
+    for i in range(40):
+        audio = world[i].clip.audio
+        assert np.isfinite(audio).all()
+        assert np.abs(audio).max() > 0.01
+    with pytest.raises(ValueError, match="sample_rate_hz=4000"):
+        ToyboxConfig(sample_rate_hz=4000)

@@ -56,9 +56,9 @@ class ToyboxConfig:
     kinds: tuple[Kind, ...] = KINDS  # of actors
 
     def __post_init__(self) -> None:
-        for name, least in (("height", 8), ("width", 8), ("sample_rate_hz", 2000)):
+        for name, least in (("height", 8), ("width", 8), ("sample_rate_hz", 6000)):
             if getattr(self, name) < least:
-                raise ValueError(f"toybox {name}={getattr(self, name)} is too small to show anything: at least {least}")
+                raise ValueError(f"toybox {name}={getattr(self, name)} is too small: at least {least}")
         if not self.fps > 0:
             raise ValueError(f"toybox fps={self.fps} must be positive")
         if self.audio_channels not in (1, 2):
