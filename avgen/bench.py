@@ -42,7 +42,7 @@ class BenchConfig(PlanConfig):
     checkpointings: tuple[Checkpointing, ...] = ("none",)  # what blocks keep for the backward pass
     optimizer: bool = False  # a fused AdamW update as part of the step
     warmup: int = 2  # steps before timing; compilation happens in the first
-    repeats: int = 8  # steps timed
+    repeats: int = 16  # steps timed
     profile: bool = False  # also print the operations that take most of a step
     out: Path | None = None  # a JSON lines file to add the figures to
 
@@ -65,7 +65,7 @@ class Measurement:
     fastest_s: float
     first_s: float  # the first step, compilation included
     flops: int  # of the model, forward and backward
-    matmul_flops_per_s: float  # of this machine in this dtype, measured just before and after the steps
+    matmul_flops_per_s: float  # of this machine in this dtype, the median of products run between the steps
     peak_bytes: int | None  # device memory, weights and gradients included; None on the CPU
     predicted_bytes: int
 
@@ -75,11 +75,23 @@ class Measurement:
         return self.flops / self.step_s / self.matmul_flops_per_s
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, trials: int = 7) -> float:
-    """FLOP/s of the best of a few large products of random matrices."""
-    size = 8192 if device.type == "cuda" else 2048
+MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
+MATMUL_FLOPS = {kind: 2 * size**3 for kind, size in MATMUL_SIZE.items()}
+
+
+def matmul(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """One large product of random matrices, run a few times to warm up."""
+    size = MATMUL_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(trials))
+    for _ in range(3):
+        a @ b
+    return lambda: a @ b
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, trials: int = 7) -> float:
+    """FLOP/s of the best of a few large products."""
+    product = matmul(device, dtype)
+    return MATMUL_FLOPS[device.type] / min(timed(product, device) for _ in range(trials))
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -136,9 +148,12 @@ def measure(config: BenchConfig, variant: Variant, device: torch.device, console
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    before = matmul_rate(device, DTYPES[config.dtype])
-    times = [timed(step, device) for _ in range(config.repeats)]
-    rate = max(before, matmul_rate(device, DTYPES[config.dtype]))
+    product = matmul(device, DTYPES[config.dtype])
+    times, products = [], []
+    for _ in range(config.repeats):  # in turn, so that both meet the same neighbours on a shared machine
+        times.append(timed(step, device))
+        products.append(timed(product, device))
+    rate = MATMUL_FLOPS[device.type] / median(products)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     if config.profile:
         console.print(profile(step, device))

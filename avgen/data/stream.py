@@ -19,6 +19,8 @@ from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.text import bytes_of
 from avgen.types import Batch
 
+CAPTION_MULTIPLE = 32  # bytes: batches differ in few lengths, so that compiled code meets few shapes
+
 
 class Source(Protocol):
     """Clips by index, ready for the model."""
@@ -43,7 +45,7 @@ class ToyboxSource:
         config: ToyboxConfig = self.world.config
         frames = torch.stack([torch.from_numpy(item.clip.video) for item in items])
         waves = torch.stack([torch.from_numpy(item.clip.audio) for item in items])
-        text = bytes_of([item.caption for item in items], self.max_caption_bytes)
+        text = bytes_of([item.caption for item in items], self.max_caption_bytes, CAPTION_MULTIPLE)
         video = self.video.geometry.stream(_latents(self.video, frames), config.fps)
         audio = self.audio.geometry.stream(_latents(self.audio, waves))
         return Batch(video, audio, text, text)

@@ -40,7 +40,7 @@ from avgen.models.blocks import (
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.compilation import compile_blocks
 from avgen.models.rope import Rotation, space_time_rotation, time_rotation
-from avgen.models.text import Captions
+from avgen.models.text import ByteLayer, Captions
 from avgen.types import Batch, Stream, Velocity
 
 LEVEL_CHANNELS = 256
@@ -144,7 +144,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         saved = {"video": video, "audio": audio, "text": text, "bridge": bridge}
         self.spec = spec = ModelConfig.of({**saved, "coupling": coupling, "attention": attention})
-        self.captions = Captions(**asdict(spec.text))
+        self.captions = Captions(**asdict(spec.text), backend=spec.attention)
         towers = {m: Tower(tower, spec.text.width) for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         widths = {m: tower.width for m, tower in spec.towers.items()}
@@ -261,10 +261,10 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         compile_blocks(self, max_shapes)
 
     def set_attention(self, backend: str) -> None:
-        """Another attention backend for every tower and bridge, checked against the model's device."""
+        """Another attention backend for towers, bridge and captions, checked against the model's device."""
         backend = choose(backend, self.device)
         for module in self.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | ByteLayer):
                 module.backend = backend
         self.register_to_config(attention=backend)
 

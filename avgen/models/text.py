@@ -64,13 +64,14 @@ class ByteText:
         return bytes_of(captions, self.max_length)
 
 
-def bytes_of(captions: Sequence[str], max_length: int) -> Text:
+def bytes_of(captions: Sequence[str], max_length: int, multiple: int = 1) -> Text:
     """Captions as UTF-8 bytes for the embedded encoder: (B, L) int64, L <= max_length.
 
-    A longer caption is cut at a character boundary.
+    A longer caption is cut at a character boundary; L is a multiple of `multiple` where max_length allows.
     """
     rows = [[BEGIN, *_cut(caption, max_length - 1)] for caption in captions]
-    length = max(len(row) for row in rows)
+    longest = max(len(row) for row in rows)
+    length = min(max_length, -(-longest // multiple) * multiple)
     x = torch.zeros((len(rows), length), dtype=torch.int64)
     valid = torch.zeros((len(rows), length), dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -87,12 +88,11 @@ def _cut(caption: str, length: int) -> bytes:
 class ByteEncoder(nn.Module):
     """A small pre-norm transformer over bytes."""
 
-    def __init__(self, width: int, depth: int, heads: int, max_length: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, max_length: int, backend: str) -> None:
         super().__init__()
-        self.heads = heads
         self.embed = nn.Embedding(VOCABULARY, width)
         self.position = nn.Parameter(torch.randn(max_length, width) * 0.02)
-        self.layers = nn.ModuleList(ByteLayer(width, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(ByteLayer(width, heads, backend) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
@@ -107,9 +107,9 @@ class ByteEncoder(nn.Module):
 
 
 class ByteLayer(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, backend: str) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -117,16 +117,16 @@ class ByteLayer(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        x = x + self.out(attend(q, k, v, valid).flatten(-2))
+        x = x + self.out(attend(q, k, v, valid, self.backend).flatten(-2))
         return x + self.mlp(self.norm2(x))
 
 
 class Captions(nn.Module):
     """What both towers are told: features of either kind, with a learned null where a caption was dropped."""
 
-    def __init__(self, kind: str, width: int, depth: int, heads: int, max_length: int) -> None:
+    def __init__(self, kind: str, width: int, depth: int, heads: int, max_length: int, backend: str) -> None:
         super().__init__()
-        self.encoder = ByteEncoder(width, depth, heads, max_length) if kind == "bytes" else None
+        self.encoder = ByteEncoder(width, depth, heads, max_length, backend) if kind == "bytes" else None
         self.width = width
         self.null = nn.Parameter(torch.randn(width) * 0.02)
 
