@@ -70,30 +70,49 @@ class Share:
                 f"batch={self.batch} must be a multiple of ranks x accumulate = {self.ranks} x {self.accumulate}"
             )
 
-    def places(self) -> list[range]:
-        """Places in the global batch."""
-        size = self.batch // (self.ranks * self.accumulate)
+    def places(self, batch: int | None = None) -> list[range]:
+        """Places in a global batch of `batch` clips, which may be any multiple of the usual number."""
+        size, rest = divmod(batch or self.batch, self.ranks * self.accumulate)
+        assert not rest, "batches are multiples of the smallest"
         first = self.rank * self.accumulate * size
         return [range(first + i * size, first + (i + 1) * size) for i in range(self.accumulate)]
 
 
+class Order(Protocol):
+    """Which clips the global batch of a step holds, in which places: the same answer on every rank."""
+
+    def clips(self, step: int) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Clip after clip, for sources without end whose clips are all of one shape."""
+
+    batch: int
+
+    def clips(self, step: int) -> range:
+        return range(step * self.batch, (step + 1) * self.batch)
+
+
+@dataclass(frozen=True)
 class Steps(Dataset):
     """Item s is what this rank reads at step s: its micro-batches."""
 
-    def __init__(self, source: Source, share: Share, steps: int) -> None:
-        self.source, self.share, self.steps = source, share, steps
-
-    def __len__(self) -> int:
-        return self.steps
+    source: Source
+    order: Order
+    share: Share
 
     def __getitem__(self, step: int) -> list[Batch]:
-        return [self.source.batch([step * self.share.batch + i for i in places]) for places in self.share.places()]
+        clips = self.order.clips(step)
+        return [self.source.batch([clips[i] for i in places]) for places in self.share.places(len(clips))]
 
 
-def read_steps(source: Source, share: Share, first: int, steps: int, workers: int) -> Iterator[list[Batch]]:
+def read_steps(
+    source: Source, order: Order, share: Share, first: int, steps: int, workers: int
+) -> Iterator[list[Batch]]:
     """The micro-batches of steps `first` to `steps` - 1, made ahead of time by worker processes."""
     loader = DataLoader(
-        Steps(source, share, steps),
+        Steps(source, order, share),
         batch_size=None,
         sampler=range(first, steps),
         num_workers=workers,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from avgen import __version__
 from avgen.config import fingerprint, to_plain
-from avgen.data.stream import Share, Source, read_steps
+from avgen.data.stream import InTurn, Order, Share, Source, read_steps
 from avgen.models.dit import AVTransformer
 from avgen.train import checkpoint
 from avgen.train.config import TrainConfig
@@ -82,8 +82,11 @@ def prepare(config: TrainConfig) -> Run:
     return run
 
 
-def train(config: TrainConfig, source: Source, held_out: Source, console: Console) -> Run:
-    """Train to the last step; SIGTERM and Ctrl-C save and stop at the end of the current one."""
+def train(config: TrainConfig, source: Source, held_out: Source, console: Console, order: Order | None = None) -> Run:
+    """Train to the last step; SIGTERM and Ctrl-C save and stop at the end of the current one.
+
+    Without an `order` the source's clips are read one after another.
+    """
     run = prepare(config)
     write_config(config, run.accelerator)
     share = Share(config.batch, config.accumulate, run.accelerator.process_index, run.accelerator.num_processes)
@@ -91,7 +94,8 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
     with stop_on_signal(run), progress_bar(console, run) as bar:
         task = bar.add_task("training", total=config.steps, completed=run.step, loss="")
         waited, before = 0.0, time.perf_counter()
-        reading = read_steps(source, share, run.step, config.steps, config.data.workers)
+        order = order or InTurn(config.batch)
+        reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
         while run.step < config.steps and not run.stopping:
             asked = time.perf_counter()
             micro_batches = next(reading)
@@ -133,7 +137,7 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
 def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
     """Gradients of the whole step's loss; that loss per modality, this rank's part of it."""
     config, accelerator = run.config, run.accelerator
-    places = share.places()
+    places = share.places(share.ranks * sum(part.size for part in micro_batches))
     drawn = [draw(batch, config, run.step, at) for batch, at in zip(micro_batches, places, strict=True)]
     # counted before anything is on the device, so that the normaliser costs no wait
     totals = global_totals(drawn, accelerator)
