@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +26,9 @@ from avgen.models.dit import AVTransformer
 from avgen.models.memory import memory
 from avgen.models.text import bytes_of
 from avgen.plan import AUDIO_CODECS, VIDEO_CODECS, PlanConfig, codec_names, counted
+from avgen.rate import DTYPES, MATMUL_FLOPS, matmul, synchronize, timed
 from avgen.tasks import I2AV, T2AV, V2A, assign
 from avgen.types import Batch, Text, Velocity
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -73,38 +71,6 @@ class Measurement:
     def utilisation(self) -> float:
         """The step's model FLOPs per second as a share of the matmul rate."""
         return self.flops / self.step_s / self.matmul_flops_per_s
-
-
-MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
-MATMUL_FLOPS = {kind: 2 * size**3 for kind, size in MATMUL_SIZE.items()}
-
-
-def matmul(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    """One large product of random matrices, run a few times to warm up."""
-    size = MATMUL_SIZE[device.type]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    return lambda: a @ b
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, trials: int = 7) -> float:
-    """FLOP/s of the best of a few large products."""
-    product = matmul(device, dtype)
-    return MATMUL_FLOPS[device.type] / min(timed(product, device) for _ in range(trials))
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def random_batch(config: BenchConfig) -> Batch:

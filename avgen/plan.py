@@ -6,7 +6,6 @@ avgen.models.memory); nothing is built and nothing is loaded. Only `device=here`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -30,6 +29,7 @@ from avgen.models.cost import (
     video_tokens,
 )
 from avgen.models.memory import Dtype, Memory, memory
+from avgen.rate import DTYPES, MATMUL_SIZE, matmul_rate
 from avgen.types import AudioGeometry, TimeGrid, VideoGeometry
 
 WIDEST = 100  # columns
@@ -170,25 +170,13 @@ def rate_of(config: PlanConfig) -> Rate:
     return Rate(DEVICES[config.device].tflops(config.dtype), f"{config.device}'s data sheet")
 
 
-def measure(dtype: Dtype, at_least_s: float = 0.5) -> Rate:
+def measure(dtype: Dtype) -> Rate:
     """The best of repeated square matrix products on this machine's GPU, or else its CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    side = 8192 if device.type == "cuda" else 1024
-    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-    torch.mm(a, b)
-    best, spent, runs = float("inf"), 0.0, 0
-    while spent < at_least_s or runs < 5:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        took = time.perf_counter() - start
-        best, spent, runs = min(best, took), spent + took, runs + 1
+    size = MATMUL_SIZE[device.type]
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
-    return Rate(2 * side**3 / best / 1e12, f"measured: best of {runs} {dtype} products of {side} x {side}{threads}")
+    rate = matmul_rate(device, DTYPES[dtype])
+    return Rate(rate / 1e12, f"measured: the best of {dtype} products of {size} x {size}{threads}")
 
 
 def counted(number: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from avgen.data.stream import InTurn, Order, Share, Source, read_steps
 from avgen.models.dit import AVTransformer
 from avgen.train import checkpoint
 from avgen.train.config import TrainConfig
+from avgen.train.metrics import MODALITIES, Meter, gradient_norms
 from avgen.train.optim import Average, Optimizers
 from avgen.train.step import Draw, draw, objective, step_losses
 from avgen.train.validate import validate
@@ -40,6 +40,7 @@ class Run:
     wrapped: torch.nn.Module  # as accelerate prepared it
     optimizers: Optimizers
     average: Average
+    meter: Meter
     step: int = 0  # optimiser steps done
     stopping: bool = False
 
@@ -73,7 +74,13 @@ def prepare(config: TrainConfig) -> Run:
         model.compile_blocks()
     wrapped = accelerator.prepare_model(model)
     run = Run(
-        config, accelerator, model, wrapped, Optimizers(model, config.optimizer), Average(model, config.ema_decay)
+        config,
+        accelerator,
+        model,
+        wrapped,
+        Optimizers(model, config.optimizer),
+        Average(model, config.ema_decay),
+        Meter(config, accelerator.device),
     )
     saved = checkpoint.checkpoints(config.out / "checkpoints")
     if saved:
@@ -93,49 +100,43 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
     journal = Journal(config.out, run.accelerator, run.step)
     with stop_on_signal(run), progress_bar(console, run) as bar:
         task = bar.add_task("training", total=config.steps, completed=run.step, loss="")
-        waited, before = 0.0, time.perf_counter()
         order = order or InTurn(config.batch)
         reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
+        run.meter.clear()
         while run.step < config.steps and not run.stopping:
-            asked = time.perf_counter()
-            micro_batches = next(reading)
-            waited += time.perf_counter() - asked
-            found = optimise(run, micro_batches, share)
+            with run.meter.waiting():
+                micro_batches = next(reading)
+            optimise(run, micro_batches, share)
             if run.step % config.log_every == 0 or run.step == config.steps:
-                now = time.perf_counter()
-                line = gathered(found, run.accelerator)
-                span = {"seconds": round(now - before, 3), "waiting_share": round(waited / (now - before), 4)}
-                journal.write(run.step, line | span)
-                waited, before = 0.0, now
-                bar.update(task, loss=" ".join(f"{m} {line[m]:.4f}" for m in ("video", "audio") if m in line))
-            if run.step % config.validate_every == 0 or run.step == config.steps:
-                journal.write(run.step, validate(run.model, run.average, held_out, config))
-                before = time.perf_counter()
-            if run.step % config.save_every == 0 or run.step == config.steps or run.stopping:
-                save(run)
+                line = run.meter.read(run.accelerator).line
+                run.meter.clear()
+                journal.write(run.step, line)
+                losses = {m: line[f"loss/{m}"] for m in MODALITIES if f"loss/{m}" in line}
+                bar.update(task, loss=" ".join(f"{m} {loss:.4f}" for m, loss in losses.items()))
+            with run.meter.paused():
+                if run.step % config.validate_every == 0 or run.step == config.steps:
+                    journal.write(run.step, validate(run.model, run.average, held_out, config))
+                if run.step % config.save_every == 0 or run.step == config.steps or run.stopping:
+                    save(run)
             bar.update(task, completed=run.step)
     return run
-
-
-def gathered(found: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Numbers to log, summed over ranks; this is where the host waits for the device."""
-    values = {m: accelerator.reduce(v, "sum") if m in ("video", "audio") else v for m, v in found.items()}
-    return {name: round(float(value), 6) for name, value in values.items()}
 
 
 def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
     """One optimiser step; the losses it saw, still on the device."""
     config = run.config.optimizer
-    logged = accumulate(run, micro_batches, share)
-    logged["gradient_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip_norm)
+    losses = accumulate(run, micro_batches, share)
+    norms = gradient_norms(run.model)
+    torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), config.clip_norm, norms["all"])
     run.optimizers.step(config.factor(run.step, run.config.steps))
     run.average.update(run.model, run.step)
     run.step += 1
-    return logged
+    run.meter.step(run.step, losses, norms)
+    return losses
 
 
 def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
-    """Gradients of the whole step's loss; that loss per modality, this rank's part of it."""
+    """Gradients of the whole step's loss; that loss per modality with supervised tokens, this rank's part of it."""
     config, accelerator = run.config, run.accelerator
     places = share.places(share.ranks * sum(part.size for part in micro_batches))
     drawn = [draw(batch, config, run.step, at) for batch, at in zip(micro_batches, places, strict=True)]
@@ -146,12 +147,15 @@ def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, 
         more = i < len(drawn) - 1
         with accelerator.no_sync(run.wrapped) if more else nullcontext():
             with accelerator.autocast():
-                found = step_losses(run.wrapped, part.to(accelerator.device), config.flow)
+                part = part.to(accelerator.device)
+                found = step_losses(run.wrapped, part, config.flow)
                 loss = objective(found, totals, config.flow)
             # DDP averages gradients over ranks; the normaliser already counts them all
             accelerator.backward(loss * accelerator.num_processes)
+        run.meter.micro_batch(found, part)
         for m, value in found.items():
-            logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / max(totals[m], 1.0)
+            if totals[m] > 0:
+                logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / totals[m]
     return logged
 
 

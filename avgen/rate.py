@@ -1,0 +1,44 @@
+"""How fast this machine multiplies matrices: what every share of its speed is measured against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
+MATMUL_FLOPS = {kind: 2 * size**3 for kind, size in MATMUL_SIZE.items()}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def matmul(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """One large product of random matrices, run a few times to warm up."""
+    size = MATMUL_SIZE[device.type]
+    mine = torch.Generator(device).manual_seed(0)  # the global stream stays where it is
+    a, b = (torch.randn(size, size, device=device, generator=mine).to(dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    return lambda: a @ b
+
+
+@cache
+def matmul_rate(device: torch.device, dtype: torch.dtype, trials: int = 7) -> float:
+    """FLOP/s of the best of a few large products; measured once per process."""
+    product = matmul(device, dtype)
+    return MATMUL_FLOPS[device.type] / min(timed(product, device) for _ in range(trials))
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the work takes the device."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
