@@ -117,7 +117,7 @@ class Schedule:
             first = max(0, int((step - reach) / interval))
             earlier += first
             for k in range(first, int((step + reach + 1) / interval) + 2):
-                near.append(((k + _uniform(self.seed, "turn", i, k)) * interval, i, k))
+                near.append(((k + uniform_of(self.seed, "turn", i, k)) * interval, i, k))
         near.sort()
         return near[step - earlier][1:]
 
@@ -165,6 +165,6 @@ def _word(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def _uniform(*parts: int | str) -> float:
-    """In [0, 1)."""
+def uniform_of(*parts: int | str) -> float:
+    """A number in [0, 1) from a seed and what it is for."""
     return (_word(*parts) >> 11) / 2**53

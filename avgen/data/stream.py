@@ -10,49 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
-from avgen.models.codecs import AudioCodec, VideoCodec
-from avgen.models.text import bytes_of
 from avgen.types import Batch
-
-CAPTION_MULTIPLE = 32  # bytes: batches differ in few lengths, so that compiled code meets few shapes
 
 
 class Source(Protocol):
     """Clips by index, ready for the model."""
 
     def batch(self, indices: Sequence[int]) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class ToyboxSource:
-    """Toybox clips through the embedded codecs; rendered and encoded when asked for."""
-
-    world: Toybox
-    video: VideoCodec
-    audio: AudioCodec
-    max_caption_bytes: int = 256
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        return self.encoded([self.world[i] for i in indices])
-
-    @torch.no_grad()
-    def encoded(self, items: Sequence[ToyClip]) -> Batch:
-        config: ToyboxConfig = self.world.config
-        frames = torch.stack([torch.from_numpy(item.clip.video) for item in items])
-        waves = torch.stack([torch.from_numpy(item.clip.audio) for item in items])
-        text = bytes_of([item.caption for item in items], self.max_caption_bytes, CAPTION_MULTIPLE)
-        video = self.video.geometry.stream(_latents(self.video, frames), config.fps)
-        audio = self.audio.geometry.stream(_latents(self.audio, waves))
-        return Batch(video, audio, text, text)
-
-
-def _latents(codec: VideoCodec | AudioCodec, media: Tensor) -> Tensor:
-    return codec.encode(media).mean.contiguous()
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,19 @@ def main(argv: list[str] | None = None) -> int:
     # here, not above: a mistyped key must not wait for the models to be imported
     from rich.console import Console
 
-    from avgen.data.stream import ToyboxSource
     from avgen.data.toybox import Toybox
+    from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
     from avgen.models.fit_codecs import load_or_fit
     from avgen.train.loop import export, train
 
     console = Console()
     video, audio = load_or_fit(config.data.codecs, config.data.world, config.data.fit_clips)
-    source = ToyboxSource(Toybox(config.data.world, "train", config.seed), video, audio)
-    held_out = ToyboxSource(Toybox(config.data.world, "test", config.seed), video, audio)
-    run = train(config, source, held_out, console)
+    data, seed = config.data, config.seed
+    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, seed)
+    worlds = [ToyboxSource(Toybox(world, "train", seed), video, audio, gaps) for world in data.worlds]
+    source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, seed)
+    held_out = ToyboxSource(Toybox(data.worlds[0], "test", seed), video, audio)
+    run = train(config, source, held_out, console, order)
     if run.step < config.steps:
         console.print(f"stopped after step {run.step} and saved: the same command goes on from there")
         return command.INTERRUPTED

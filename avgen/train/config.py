@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,16 @@ from avgen.tasks import NAMED
 
 
 @dataclass(frozen=True)
+class ToyboxShape:
+    """One form of clips among several."""
+
+    height: int  # pixels
+    width: int  # pixels
+    fps: float  # frames per second
+    duration_s: float  # of every clip
+
+
+@dataclass(frozen=True)
 class ToyboxData:
     """Clips of the embedded world, encoded on the fly."""
 
@@ -23,6 +33,23 @@ class ToyboxData:
     codecs: Path = Path("runs/toybox_codecs")  # folder of the embedded codecs; fitted there when it is empty
     fit_clips: int = 384  # training clips the codecs are fitted to
     workers: int = 1  # processes that render and encode ahead of the training step
+    shapes: tuple[ToyboxShape, ...] = ()  # forms of clips, each read equally often, one per step; empty: the world's
+    mixed_fps: bool = False  # shapes that differ in fps alone share batches, padded
+    step_tokens: int | None = None  # most latent tokens a step reads; each shape's batch is then a multiple of `batch`
+    mute_share: float = 0.0  # of training clips that come without sound
+    blind_share: float = 0.0  # of training clips that come without a picture
+    short_audio_share: float = 0.0  # of training clips whose sound ends half-way
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in ("mute_share", "blind_share", "short_audio_share")}
+        if min(shares.values()) < 0 or sum(shares.values()) > 1:
+            said = ", ".join(f"{name}={value}" for name, value in shares.items())
+            raise ValueError(f"{said}: each must be at least 0 and all together at most 1")
+
+    @property
+    def worlds(self) -> tuple[ToyboxConfig, ...]:
+        """What training reads: the world in each of its shapes."""
+        return tuple(replace(self.world, **vars(shape)) for shape in self.shapes) or (self.world,)
 
 
 @dataclass(frozen=True)

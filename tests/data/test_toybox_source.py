@@ -1,0 +1,223 @@
+"""Toybox clips as training data: several shapes in one run, clips that lack something, and learning from all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from avgen.config import build
+from avgen.data.stream import Share
+from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
+from avgen.models.embedded_audio import SpectralAudioCodec
+from avgen.models.embedded_video import PatchVideoCodec
+from avgen.train import checkpoint
+from avgen.train.config import OptimizerConfig, ToyboxData, ToyboxShape, TrainConfig
+from avgen.train.loop import accumulate, optimise, prepare, train
+from avgen.train.validate import validate
+from tests.models.factory import config as model_config
+from tests.models.factory import scatter
+
+WORLD = ToyboxConfig(16, 16, scenes=("single",), sample_rate_hz=8000)
+SHAPES = (
+    ToyboxShape(height=16, width=16, fps=8.0, duration_s=1.0),
+    ToyboxShape(height=16, width=24, fps=8.0, duration_s=1.0),
+    ToyboxShape(height=16, width=16, fps=12.0, duration_s=1.0),
+    ToyboxShape(height=16, width=16, fps=8.0, duration_s=2.0),
+)
+
+
+@pytest.fixture(scope="module")
+def codecs() -> tuple[PatchVideoCodec, SpectralAudioCodec]:
+    """Principal components only: nothing is decoded here."""
+    clips = [Toybox(WORLD)[i].clip for i in range(6)]
+    video, audio = PatchVideoCodec(6), SpectralAudioCodec.at_rate(8000, 5)
+    video.components.fit(video.patches(torch.stack([torch.from_numpy(c.video) for c in clips])).flatten(0, 3))
+    audio.components.fit(audio.features(torch.stack([torch.from_numpy(c.audio) for c in clips])).flatten(0, 1))
+    return video.eval().requires_grad_(False), audio.eval().requires_grad_(False)
+
+
+def sources(codecs, gaps=Gaps(), shapes=SHAPES, split="train"):  # noqa: B008  # frozen
+    data = ToyboxData(world=WORLD, shapes=shapes)
+    return [ToyboxSource(Toybox(world, split), *codecs, gaps) for world in data.worlds]
+
+
+def settings(folder, **changes):
+    defaults = TrainConfig(
+        model=model_config(),
+        steps=10,
+        batch=2,
+        out=folder,
+        data=ToyboxData(workers=0),
+        tasks={"t2av": 2, "v2a": 1, "a2v": 1},
+        optimizer=OptimizerConfig(warmup_steps=2),
+        precision="fp32",
+        validate_every=1000,
+        validation_clips=4,
+        save_every=1000,
+        log_every=1,
+    )
+    return replace(defaults, **changes)
+
+
+def quiet() -> Console:
+    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+
+
+def test_every_step_reads_one_shape_within_the_budget_and_all_shapes_come(codecs):
+    worlds = sources(codecs)
+    source, order = mixture(worlds, batch=2, step_tokens=200)
+    read: Counter[ToyboxSource] = Counter()
+    for step in range(60):
+        clips = order.clips(step)
+        (world,) = {source.item(index)[0] for index in clips}
+        batch = source.batch(clips)
+        assert batch.video.valid is None
+        assert batch.audio.valid is None
+        tokens = batch.video.x.shape[1] + batch.audio.x.shape[1]
+        assert tokens == world.tokens
+        assert batch.size == 200 // (2 * tokens) * 2
+        read[world] += batch.size
+    assert set(read) == set(worlds)
+    expected = sum(read.values()) / len(worlds)
+    assert all(abs(count - expected) <= 2 * 200 / world.tokens for world, count in read.items())
+
+
+def test_mixed_rates_stand_in_one_batch_each_on_its_own_clock(codecs):
+    worlds = sources(codecs)
+    source, order = mixture(worlds, batch=8, mixed_fps=True)
+    assert [len(members) for members in source.buckets] == [2, 1, 1]
+    step = next(s for s in range(20) if order.turn(s)[0] == 0)
+    indices = order.clips(step)
+    batch = source.batch(indices)
+    found = [source.item(index) for index in indices]
+    assert {world.world.config.fps for world, _ in found} == {8.0, 12.0}
+    for row, (world, number) in enumerate(found):
+        alone = world.batch([number])
+        tokens = alone.video.x.shape[1]
+        assert batch.video.mask()[row].sum() == tokens
+        assert torch.allclose(batch.video.x[row, :tokens], alone.video.x[0], atol=1e-5)
+        assert torch.equal(batch.video.time[row, :tokens], alone.video.time[0])
+        assert torch.allclose(batch.audio.x[row], alone.audio.x[0], atol=1e-5)
+        length = int(alone.video_text.valid.sum())
+        assert torch.equal(batch.video_text.x[row, :length], alone.video_text.x[0, :length])
+
+
+def test_gaps_are_a_clips_own_and_as_frequent_as_asked():
+    gaps = Gaps(0.2, 0.1, 0.3, seed=4)
+    found = [gaps.of(i) for i in range(4000)]
+    shares = {lack: count / len(found) for lack, count in Counter(found).items()}
+    expected = {"sound": 0.2, "picture": 0.1, "tail": 0.3, "nothing": 0.4}
+    assert shares == pytest.approx(expected, abs=0.03)  # four standard deviations
+    assert found != [Gaps(0.2, 0.1, 0.3, seed=5).of(i) for i in range(4000)]
+    assert all(Gaps().of(i) == "nothing" for i in range(100))
+
+
+def test_clips_lack_what_they_are_said_to_lack(codecs):
+    (plain,), (gapped,) = (sources(codecs, g, SHAPES[:1]) for g in (Gaps(), Gaps(0.3, 0.2, 0.3)))
+    whole, holed = plain.batch(range(24)), gapped.batch(range(24))
+    lacks = [gapped.gaps.of(i) for i in range(24)]
+    assert set(lacks) == {"nothing", "sound", "picture", "tail"}
+    for row, lack in enumerate(lacks):
+        video, audio = holed.video.mask()[row], holed.audio.mask()[row]
+        assert video.all() if lack != "picture" else not video.any()
+        ends = holed.audio.time[row, :, 1][audio]
+        assert len(ends) == {"sound": 0, "tail": 10}.get(lack, 20)
+        if lack == "tail":
+            assert float(ends.max()) == pytest.approx(0.5)
+        world = plain.world[row]
+        said = {"sound": world.video_caption, "picture": world.audio_caption}.get(lack, world.caption)
+        letters = holed.video_text.x[row][holed.video_text.valid[row]][1:]
+        assert bytes(letters.tolist()).decode() == said
+    for stream, full in ((holed.video, whole.video), (holed.audio, whole.audio)):
+        assert torch.equal(stream.weight > 0, stream.mask())
+        assert not stream.x[~stream.mask()].any()
+        complete = [i for i, lack in enumerate(lacks) if lack == "nothing"]
+        assert torch.allclose(stream.x[complete], full.x[complete], atol=1e-5)
+
+
+def test_clips_with_gaps_train_what_they_have(codecs, tmp_path):
+    """The gradients of a mute, a blind, a half-heard and a whole clip together are those of each alone, added up."""
+    (source,) = sources(codecs, Gaps(0.25, 0.25, 0.25), SHAPES[:1])
+    first = {source.gaps.of(i): i for i in reversed(range(60))}
+    clips = [first[lack] for lack in ("sound", "picture", "tail", "nothing")]
+    gradients = []
+    for micro_batches in (1, 4):
+        config = settings(tmp_path, batch=4, accumulate=micro_batches, tasks={"t2av": 1})
+        run, share = prepare(config), Share(4, micro_batches)
+        scatter(run.model)
+        found = accumulate(run, [source.batch([clips[i] for i in places]) for places in share.places()], share)
+        assert all(torch.isfinite(value) for value in found.values())
+        gradients.append({name: p.grad for name, p in run.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        assert (value - gradients[1][name]).abs().max() <= 1e-5 * (1 + value.abs().max())
+
+
+def test_a_batch_in_which_nothing_can_be_heard_still_trains_the_picture(codecs, tmp_path):
+    (source,) = sources(codecs, Gaps(mute=1.0), SHAPES[:1])
+    run = prepare(settings(tmp_path, tasks={"t2av": 1}))
+    scatter(run.model)
+    found = accumulate(run, [source.batch([0, 1])], Share(2, 1))
+    assert found["video"] > 0
+    assert "audio" not in found  # nothing of it was supervised
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in run.model.parameters())
+
+
+def mixed_run(codecs, folder, step_tokens=150, **changes):
+    worlds = sources(codecs, Gaps(0.1, 0.1, 0.2))
+    config = settings(folder, **changes)
+    source, order = mixture(worlds, config.batch, step_tokens, True)
+    return config, source, order
+
+
+def test_a_mixture_cut_short_goes_on_exactly(codecs, tmp_path):
+    config, source, order = mixed_run(codecs, tmp_path / "whole")
+    whole = train(config, source, source, quiet(), order)
+    cut = replace(config, out=tmp_path / "cut")
+    again, share = prepare(cut), Share(config.batch, 1)
+    for step in range(6):
+        clips = order.clips(step)
+        optimise(again, [source.batch([clips[i] for i in places]) for places in share.places(len(clips))], share)
+    checkpoint.save(cut.out / "checkpoints", again.step, again.state(), keep=2)
+    resumed = train(cut, source, source, quiet(), order)
+    assert resumed.step == whole.step == 10
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+    whole_log, cut_log = (losses_of(tmp_path / name) for name in ("whole", "cut"))
+    assert whole_log[6:] == cut_log
+    assert len(cut_log) == 4
+
+
+def losses_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss/video"] for line in lines if "loss/video" in line]
+
+
+@pytest.mark.slow
+def test_a_mixture_teaches_every_shape(codecs, tmp_path):
+    config, source, order = mixed_run(codecs, tmp_path, step_tokens=400, steps=80, batch=4)
+    before = prepare(config)
+    held_out = sources(codecs, split="test")
+    first = [validate(before.model, before.average, world, config) for world in held_out]
+    run = train(config, source, held_out[0], quiet(), order)
+    last = [validate(run.model, run.average, world, config) for world in held_out]
+    for early, late in zip(first, last, strict=True):
+        for name in ("held_out/t2av/video", "held_out/t2av/audio"):
+            assert late[name] < 0.96 * early[name]
+
+
+def test_what_cannot_be_mixed_is_refused(codecs):
+    with pytest.raises(ValueError, match="clips of 20x16 pixels: both must be multiples of 8"):
+        sources(codecs, shapes=(replace(SHAPES[0], height=20),))
+    with pytest.raises(ValueError, match=r"lists a shape twice"):
+        mixture(sources(codecs, shapes=SHAPES[:1] * 2), 2)
+    with pytest.raises(ValueError, match=r"mute_share=0.7, blind_share=0.4.* at most 1"):
+        ToyboxData(mute_share=0.7, blind_share=0.4)
+    shape = {"height": 32, "width": 32, "fps": 8, "duration_s": 2}
+    assert build(ToyboxData, {"shapes": [shape]}).worlds == (ToyboxConfig(),)
