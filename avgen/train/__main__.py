@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
     from avgen.models.fit_codecs import load_or_fit
     from avgen.train.loop import export, train
+    from avgen.train.trackers import check_installed
 
+    check_installed(config.tracking)
     console = Console()
     video, audio = load_or_fit(config.data.codecs, config.data.world, config.data.fit_clips)
     data, seed = config.data, config.seed

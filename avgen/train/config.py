@@ -86,6 +86,15 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig:
+    """Where numbers go besides metrics.jsonl."""
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)  # [] writes metrics.jsonl alone
+    project: str = "avgen"  # that wandb and trackio file the run under
+    name: str | None = None  # of the run there; null = the name of its folder
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
@@ -104,6 +113,7 @@ class TrainConfig:
     checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
     ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
     seed: int = 0  # of data, noise, levels, tasks and initial weights
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     log_every: int = 10  # steps
     validate_every: int = 100  # steps
     validation_clips: int = 64  # held-out clips per task

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from avgen import __version__
@@ -23,9 +22,10 @@ from avgen.data.stream import InTurn, Order, Share, Source, read_steps
 from avgen.models.dit import AVTransformer
 from avgen.train import checkpoint
 from avgen.train.config import TrainConfig
-from avgen.train.metrics import MODALITIES, Meter, gradient_norms
+from avgen.train.metrics import Meter, gradient_norms
 from avgen.train.optim import Average, Optimizers
 from avgen.train.step import Draw, draw, objective, step_losses
+from avgen.train.trackers import Journal, Screen
 from avgen.train.validate import validate
 from avgen.types import Batch
 
@@ -97,9 +97,9 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
     run = prepare(config)
     write_config(config, run.accelerator)
     share = Share(config.batch, config.accumulate, run.accelerator.process_index, run.accelerator.num_processes)
-    journal = Journal(config.out, run.accelerator, run.step)
-    with stop_on_signal(run), progress_bar(console, run) as bar:
-        task = bar.add_task("training", total=config.steps, completed=run.step, loss="")
+    journal = Journal(config, run.accelerator, run.step)
+    screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
+    with stop_on_signal(run), journal.open(), screen.open():
         order = order or InTurn(config.batch)
         reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
         run.meter.clear()
@@ -111,14 +111,13 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
                 line = run.meter.read(run.accelerator).line
                 run.meter.clear()
                 journal.write(run.step, line)
-                losses = {m: line[f"loss/{m}"] for m in MODALITIES if f"loss/{m}" in line}
-                bar.update(task, loss=" ".join(f"{m} {loss:.4f}" for m, loss in losses.items()))
+                screen.show(run.step, line)
             with run.meter.paused():
                 if run.step % config.validate_every == 0 or run.step == config.steps:
                     journal.write(run.step, validate(run.model, run.average, held_out, config))
                 if run.step % config.save_every == 0 or run.step == config.steps or run.stopping:
                     save(run)
-            bar.update(task, completed=run.step)
+            screen.step(run.step)
     return run
 
 
@@ -198,22 +197,6 @@ def write_config(config: TrainConfig, accelerator: Accelerator) -> None:
         (config.out / "run.json").write_text(json.dumps(made_by, indent=2) + "\n")
 
 
-class Journal:
-    """metrics.jsonl: one line per logged step; a resumed run drops the lines of steps it takes again."""
-
-    def __init__(self, folder: Path, accelerator: Accelerator, first: int) -> None:
-        self.path, self.accelerator = folder / "metrics.jsonl", accelerator
-        if accelerator.is_main_process and self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
-            self.path.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-
-
 @contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
     """SIGTERM and Ctrl-C let the current step finish and be saved; a second Ctrl-C stops at once."""
@@ -229,10 +212,3 @@ def stop_on_signal(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def progress_bar(console: Console, run: Run) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(
-        *columns, TextColumn("{task.fields[loss]}"), console=console, disable=not run.accelerator.is_main_process
-    )

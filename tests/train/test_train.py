@@ -14,7 +14,7 @@ from rich.console import Console
 from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.train import checkpoint
-from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from avgen.train.config import OptimizerConfig, ToyboxData, TrackingConfig, TrainConfig
 from avgen.train.loop import accumulate, export, optimise, prepare, train
 from avgen.train.metrics import reproducible
 from avgen.train.rng import noise_like, uniforms
@@ -43,6 +43,7 @@ def config(folder, **changes):
         tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
         optimizer=OptimizerConfig(warmup_steps=2),
         precision="fp32",
+        tracking=TrackingConfig(to=()),
         validate_every=3,
         validation_clips=4,
         save_every=2,

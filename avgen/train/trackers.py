@@ -1,0 +1,121 @@
+"""Where a run's numbers go: metrics.jsonl always, trackers by config, the terminal while somebody watches.
+
+The trackers are accelerate's: one interface to all of them, kept up to date by others as their services change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from avgen.config import fingerprint, to_plain
+from avgen.train.config import TrackingConfig, TrainConfig
+from avgen.train.metrics import MODALITIES
+
+METRICS = "metrics.jsonl"
+
+
+def check_installed(config: TrackingConfig) -> None:
+    """Refuse a tracker that is not there, before anything is built."""
+    for name in config.to:
+        if find_spec(name) is None:
+            others = [other for other in config.to if other != name]
+            raise ValueError(
+                f"tracking.to={list(config.to)} asks for {name}, which is not installed: pip install {name}, "
+                f"or give tracking.to=[{','.join(others)}] (metrics.jsonl is written either way)"
+            )
+
+
+class Journal:
+    """One line of metrics.jsonl per log point, and the same numbers to every tracker; the main process writes.
+
+    A resumed run drops the lines of steps that it takes again.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, first: int) -> None:
+        check_installed(config.tracking)
+        self.path, self.writes = config.out / METRICS, accelerator.is_main_process
+        self.trackers: list[GeneralTracker] = []
+        if self.writes:
+            if self.path.exists():
+                kept = [json.dumps(line) for line in read_metrics(self.path) if line["step"] <= first]
+                self.path.write_text("".join(line + "\n" for line in kept))
+            self.trackers = [started(name, config, first) for name in config.tracking.to]
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        if self.writes:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        for tracker in self.trackers:
+            tracker.log(dict(values), step=step)
+
+    @contextmanager
+    def open(self) -> Iterator[Journal]:
+        """Trackers are closed however the run ends."""
+        try:
+            yield self
+        finally:
+            for tracker in self.trackers:
+                tracker.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def started(name: str, config: TrainConfig, first: int) -> GeneralTracker:
+    """A tracker that goes on where an interrupted run of the same folder stopped."""
+    tracking = config.tracking
+    title = tracking.name or config.out.name
+    about: dict[str, Any] = {"name": title, "config": to_plain(config), "resume": "allow"}
+    tracker: GeneralTracker
+    if name == "tensorboard":
+        tracker = TensorBoardTracker(name, config.out, purge_step=first + 1)
+    elif name == "wandb":
+        # wandb knows a run again by its id alone; a folder is one run
+        mark = f"{title}-{fingerprint(config)[:8]}"
+        tracker = WandBTracker(tracking.project, dir=str(config.out), id=mark, **about)
+    else:
+        tracker = TrackioTracker(tracking.project, **about)
+    tracker.start()
+    return tracker
+
+
+class Screen:
+    """How the run stands, for whoever watches: a bar on a terminal, a line per log point elsewhere."""
+
+    def __init__(self, console: Console, total: int, first: int, shown: bool) -> None:
+        self.console, self.total, self.shown = console, total, shown
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[numbers]}"))
+        live = shown and console.is_terminal
+        self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=console, disable=not live)
+        self.task = self.bar.add_task("", total=total, completed=first, numbers="")
+
+    @contextmanager
+    def open(self) -> Iterator[Screen]:
+        with self.bar:
+            yield self
+
+    def step(self, step: int) -> None:
+        self.bar.update(self.task, completed=step)
+
+    def show(self, step: int, line: Mapping[str, float]) -> None:
+        """The numbers of a log point."""
+        numbers = "  ".join(f"{m} {line[f'loss/{m}']:.4f}" for m in MODALITIES if f"loss/{m}" in line)
+        numbers += f"  {line['steps_per_s']:.3g} steps/s"
+        self.bar.update(self.task, numbers=numbers)
+        if self.shown and not self.console.is_terminal:
+            left = timedelta(seconds=round((self.total - step) / line["steps_per_s"]))
+            self.console.print(f"step {step}/{self.total}  {numbers}  {left} left", highlight=False, soft_wrap=True)
