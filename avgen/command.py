@@ -35,6 +35,7 @@ from avgen.config import (
 
 T = TypeVar("T")
 
+FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 

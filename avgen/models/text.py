@@ -80,6 +80,14 @@ def bytes_of(captions: Sequence[str], max_length: int, multiple: int = 1) -> Tex
     return Text.of(x, valid)
 
 
+def captions_of(text: Text) -> list[str] | None:
+    """The captions that `bytes_of` wrote down; None where the text is features, which cannot be read back."""
+    if text.x.is_floating_point():
+        return None
+    rows = zip(text.x.tolist(), text.valid.tolist(), strict=True)
+    return [bytes(x for x, real in zip(*row, strict=True) if real and x != BEGIN).decode() for row in rows]
+
+
 def _cut(caption: str, length: int) -> bytes:
     raw = caption.encode()
     return raw if len(raw) <= length else raw[:length].decode(errors="ignore").encode()

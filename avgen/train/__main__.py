@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from avgen import command
 from avgen.train.config import TrainConfig
 
@@ -22,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.models.fit_codecs import load_or_fit
     from avgen.train.loop import export, train
     from avgen.train.trackers import check_installed
+    from avgen.train.watch import Stopped
 
     check_installed(config.tracking)
     console = Console()
@@ -31,7 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     worlds = [ToyboxSource(Toybox(world, "train", seed), video, audio, gaps) for world in data.worlds]
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, seed)
     held_out = ToyboxSource(Toybox(data.worlds[0], "test", seed), video, audio)
-    run = train(config, source, held_out, console, order)
+    try:
+        run = train(config, source, held_out, console, order)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return command.FAILED
     if run.step < config.steps:
         console.print(f"stopped after step {run.step} and saved: the same command goes on from there")
         return command.INTERRUPTED

@@ -95,6 +95,21 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What stops a run by itself, besides a loss or gradient that is not finite."""
+
+    factor: float | None = 5.0  # a loss of more than this many times the recent median diverges; null: never stop
+    steps: int = 50  # in a row that diverge before the run stops
+    window: int = 500  # steps that the median is taken over
+
+    def __post_init__(self) -> None:
+        if self.factor is not None and not self.factor > 1:
+            raise ValueError(f"factor={self.factor} must be more than 1: half of all steps lie above their median")
+        if not 1 <= self.steps <= self.window:
+            raise ValueError(f"steps={self.steps} must lie between 1 and window={self.window}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
@@ -113,6 +128,7 @@ class TrainConfig:
     checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
     ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
     seed: int = 0  # of data, noise, levels, tasks and initial weights
+    guard: GuardConfig = field(default_factory=GuardConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     log_every: int = 10  # steps
     validate_every: int = 100  # steps

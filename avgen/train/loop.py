@@ -27,6 +27,7 @@ from avgen.train.optim import Average, Optimizers
 from avgen.train.step import Draw, draw, objective, step_losses
 from avgen.train.trackers import Journal, Screen
 from avgen.train.validate import validate
+from avgen.train.watch import Fault, Guard, Stopped, write_fault
 from avgen.types import Batch
 
 
@@ -41,6 +42,7 @@ class Run:
     optimizers: Optimizers
     average: Average
     meter: Meter
+    guard: Guard
     step: int = 0  # optimiser steps done
     stopping: bool = False
 
@@ -81,6 +83,7 @@ def prepare(config: TrainConfig) -> Run:
         Optimizers(model, config.optimizer),
         Average(model, config.ema_decay),
         Meter(config, accelerator.device),
+        Guard(config.guard, accelerator.device),
     )
     saved = checkpoint.checkpoints(config.out / "checkpoints")
     if saved:
@@ -92,6 +95,7 @@ def prepare(config: TrainConfig) -> Run:
 def train(config: TrainConfig, source: Source, held_out: Source, console: Console, order: Order | None = None) -> Run:
     """Train to the last step; SIGTERM and Ctrl-C save and stop at the end of the current one.
 
+    A run that goes wrong raises `Stopped` and leaves its checkpoints as they are.
     Without an `order` the source's clips are read one after another.
     """
     run = prepare(config)
@@ -103,22 +107,38 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
         order = order or InTurn(config.batch)
         reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
         run.meter.clear()
+        save_due = False
         while run.step < config.steps and not run.stopping:
             with run.meter.waiting():
                 micro_batches = next(reading)
             optimise(run, micro_batches, share)
-            if run.step % config.log_every == 0 or run.step == config.steps:
-                line = run.meter.read(run.accelerator).line
-                run.meter.clear()
-                journal.write(run.step, line)
-                screen.show(run.step, line)
+            last = run.step == config.steps
+            log_due, validation_due = (last or run.step % n == 0 for n in (config.log_every, config.validate_every))
+            save_due = save_due or run.step % config.save_every == 0 or last or run.stopping
+            if log_due or save_due:
+                seen = run.meter.read(run.accelerator)
+                if log_due:
+                    journal.write(run.step, seen.line)
+                    screen.show(run.step, seen.line)
+                    run.meter.clear()
+                if fault := run.guard.judge(seen):
+                    raise stopped(run, fault, source, order, share)
             with run.meter.paused():
-                if run.step % config.validate_every == 0 or run.step == config.steps:
+                if validation_due:
                     journal.write(run.step, validate(run.model, run.average, held_out, config))
-                if run.step % config.save_every == 0 or run.step == config.steps or run.stopping:
+                # weights that may be diverging wait: they would push a good checkpoint out
+                if save_due and (last or run.stopping or not run.guard.doubtful):
                     save(run)
+                    save_due = False
             screen.step(run.step)
     return run
+
+
+def stopped(run: Run, fault: Fault, source: Source, order: Order, share: Share) -> Stopped:
+    """The faulty step read again, saved and named."""
+    parts = next(read_steps(source, order, share, fault.step - 1, fault.step, workers=0))
+    places = share.places(share.ranks * sum(part.size for part in parts))
+    return write_fault(fault, run.config, run.model, parts, places, share.rank)
 
 
 def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
@@ -127,7 +147,8 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
     losses = accumulate(run, micro_batches, share)
     norms = gradient_norms(run.model)
     torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), config.clip_norm, norms["all"])
-    run.optimizers.step(config.factor(run.step, run.config.steps))
+    with run.guard.over(run.optimizers.parts, norms["all"]):
+        run.optimizers.step(config.factor(run.step, run.config.steps))
     run.average.update(run.model, run.step)
     run.step += 1
     run.meter.step(run.step, losses, norms)
