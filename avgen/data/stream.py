@@ -6,7 +6,10 @@ global batch, so the data of a run are the same at any number of ranks.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,7 +79,10 @@ class Steps(Dataset):
 def read_steps(
     source: Source, order: Order, share: Share, first: int, steps: int, workers: int
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of steps `first` to `steps` - 1, made ahead of time by worker processes."""
+    """The micro-batches of steps `first` to `steps` - 1, made ahead of time by worker processes.
+
+    What goes wrong in a worker is raised here, with its traceback; so is a worker's death.
+    """
     loader = DataLoader(
         Steps(source, order, share),
         batch_size=None,
@@ -84,5 +90,35 @@ def read_steps(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_outlive_signals,
     )
-    return iter(loader)
+    with _one_thread_each():
+        return iter(loader)
+
+
+# of torch and of the libraries under numpy: idle threads that spin in a worker take the training step's cores
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started here get one thread per library; they read the environment when they import it."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to every process of a run, but the one that trains still wants its batch.
+
+    It closes its workers when it has saved. A second SIGTERM ends a worker, as at a crash's exit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

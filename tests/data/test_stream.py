@@ -1,0 +1,84 @@
+"""Reading ahead: what worker processes do when all is well, when they are signalled, and when they fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from avgen.data.stream import THREADS, InTurn, Share, read_steps
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Told:
+    """Not clips, but who was asked for which; at clip `fails_at` something goes wrong."""
+
+    fails_at: int = -1
+    how: str = ""
+
+    def batch(self, indices):
+        if self.fails_at in indices:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ArithmeticError(f"clip {self.fails_at} cannot be read")
+        limits = [os.environ.get(name) for name in THREADS]
+        return {"clips": list(indices), "pid": os.getpid(), "threads": torch.get_num_threads(), "limits": limits}
+
+
+def reading(source, share=Share(4, 2), first=0, workers=1):  # noqa: B008  # frozen
+    return read_steps(source, InTurn(4), share, first, STEPS, workers)
+
+
+def test_steps_are_read_from_any_first_one_in_micro_batches():
+    found = list(reading(Told(), first=5, workers=0))
+    assert [[part["clips"] for part in step] for step in found] == [
+        [[4 * s, 4 * s + 1], [4 * s + 2, 4 * s + 3]] for s in range(5, STEPS)
+    ]
+
+
+def test_a_worker_has_one_thread_and_finishes_what_is_asked_after_ctrl_c_and_sigterm():
+    before = dict(os.environ)
+    ahead = reading(Told())
+    assert dict(os.environ) == before
+    first = next(ahead)
+    worker = first[0]["pid"]
+    assert worker != os.getpid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker, number)
+    found = [first, *ahead]
+    assert [part["clips"][0] for step in found for part in step] == list(range(0, 4 * STEPS, 2))
+    assert {(part["pid"], part["threads"], *part["limits"]) for step in found for part in step} == {
+        (worker, 1, "1", "1", "1")
+    }
+    del ahead
+    deadline = time.monotonic() + 60
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(worker)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ("raises", ArithmeticError, r"(?s)Original Traceback.*clip 9 cannot be read"),
+        ("killed", RuntimeError, r"worker.*(exited unexpectedly|killed by signal)"),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run(how, error, words):
+    ahead = reading(Told(9, how))
+    with pytest.raises(error, match=words):
+        list(ahead)
