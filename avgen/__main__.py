@@ -30,6 +30,13 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("plan", "avgen.plan", "what a run will cost, before it runs", "plan", "avgen.plan:PlanConfig"),
     Verb("train", "avgen.train.__main__", "train a model by flow matching", "train", "avgen.train.config:TrainConfig"),
+    Verb(
+        "sample",
+        "avgen.sample.__main__",
+        "make clips with a trained model",
+        "sample",
+        "avgen.sample.config:SampleConfig",
+    ),
     Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
     Verb("fit_codecs", "avgen.models.fit_codecs", "fit the embedded codecs to the embedded world"),

@@ -13,6 +13,7 @@ import math
 from typing import Self
 
 import torch
+from diffusers import ModelMixin  # noqa: F401  # a pipeline that loads a codec looks for its base class in this module
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers import ModelMixin  # noqa: F401  # a pipeline that loads a codec looks for its base class in this module
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn

@@ -1,0 +1,45 @@
+"""Folders that hold a pipeline: saved whole, or put together from a training run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from avgen.config import build
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.dit import AVTransformer
+from avgen.models.fit_codecs import load_or_fit
+from avgen.sample.pipeline import AVPipeline
+from avgen.train.config import TrainConfig
+
+
+def open_pipeline(path: Path) -> AVPipeline:
+    """The pipeline in a folder; or of a training run, given the run's folder or the model/ in it."""
+    if not path.is_dir():
+        raise ValueError(f"model={path}: no such folder")
+    if (path / "model_index.json").is_file():
+        return AVPipeline.from_pretrained(path)
+    for run, model in ((path, path / "model"), (path.parent, path)):
+        if (model / "config.json").is_file() and (run / "run.json").is_file():
+            config = build(TrainConfig, json.loads((run / "run.json").read_text())["config"])
+            codecs = load_or_fit(config.data.codecs, config.data.world, config.data.fit_clips)
+            return pipeline_of(config, AVTransformer.from_pretrained(model).eval(), *codecs)
+    raise ValueError(
+        f"model={path} is neither a pipeline (model_index.json) nor a training run with an exported model"
+        " (run.json and model/config.json)"
+    )
+
+
+def pipeline_of(config: TrainConfig, model: AVTransformer, video: VideoCodec, audio: AudioCodec) -> AVPipeline:
+    """The pipeline of a training run; `save_pretrained` writes its folder."""
+    world = config.data.world
+    return AVPipeline(
+        model,
+        video,  # type: ignore[arg-type]
+        audio,  # type: ignore[arg-type]
+        height=world.height,
+        width=world.width,
+        fps=world.fps,
+        duration_s=world.duration_s,
+        predict=config.flow.predict,
+    )

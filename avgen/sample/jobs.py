@@ -1,0 +1,180 @@
+"""Many clips: in batches, over ranks, and on again after a stop.
+
+A clip is done when its file has its name and manifest.jsonl its line. The file is written under another name and
+renamed, then the line is appended: a kill at any instant leaves at worst a clip without a line, which is made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from avgen.config import to_plain
+from avgen.sample.config import SampleConfig
+from avgen.sample.inputs import Form, Request, read_requests
+from avgen.sample.pipeline import AVPipeline, Made, described
+from avgen.sample.write import suffix, write_made
+
+MANIFEST = "manifest.jsonl"
+SCHEMA = 1
+FILE_KINDS = ("image", "video", "audio")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to be made: what, in which form, and the hash of all that decides it."""
+
+    request: Request
+    form: Form
+    name: str  # of its file, without suffix
+    key: str
+
+
+def requests_of(config: SampleConfig) -> list[Request]:
+    """Every clip asked for, checked: what is wrong is said before anything is loaded."""
+    files = {name: getattr(config, name) for name in ("image", "video", "audio")}
+    base = Request(config.prompt, seed=config.seed, **files)
+    rows = [base] if config.prompts is None else read_requests(config.prompts, base)
+    for row in rows:
+        row.check(config.task)
+    named = [replace(r, id=r.id or (f"{i:05d}" if config.prompts else config.task)) for i, r in enumerate(rows)]
+    return [replace(r, seed=r.seed + i) for r in named for i in range(config.samples)]
+
+
+def jobs_of(config: SampleConfig, pipeline: AVPipeline, requests: Sequence[Request]) -> list[Job]:
+    made = []
+    for request in requests:
+        form = pipeline.form_of(request, config.task, config.duration_s, config.fps, config.height, config.width)
+        decides = [pipeline.fingerprint, config.task, asdict(form), to_plain(config.method), described(request)]
+        files = [[p.stat().st_size, p.stat().st_mtime_ns] for n in FILE_KINDS if (p := getattr(request, n)) is not None]
+        key = hashlib.sha256(json.dumps([decides, files], sort_keys=True).encode()).hexdigest()[:16]
+        made.append(Job(request, form, f"{request.id}_s{request.seed}", key))
+    return made
+
+
+def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console: Console) -> int:
+    """Make what is missing; returns how many clips this rank made."""
+    state = PartialState()
+    config.out.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        tidy(config.out, jobs)
+    state.wait_for_everyone()
+    done = {line["name"] for line in read_manifest(config.out)}
+    # nobody appends before everybody has read
+    state.wait_for_everyone()
+    missing = [job for job in jobs if job.name not in done]
+    if state.is_main_process and done:
+        console.print(f"{len(jobs) - len(missing)} of {len(jobs)} clips are there already")
+    mine = missing[state.process_index :: state.num_processes]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not state.is_main_process) as bar:
+        clips = bar.add_task("clips", total=len(mine))
+        steps = bar.add_task("steps")
+        for group in batches(mine, config.batch):
+            began = time.perf_counter()
+            made = pipeline.make(
+                *([job.request for job in group], config.task, group[0].form, config.method),
+                after_step=lambda step, of: bar.update(steps, completed=step, total=of),
+            )
+            seconds = (time.perf_counter() - began) / len(group)
+            for job, clip in zip(group, made, strict=True):
+                say(console, finish(config.out, job, clip, seconds), clip)
+                bar.advance(clips)
+    state.wait_for_everyone()
+    return len(mine)
+
+
+def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Neighbours of one form, at most `size` of them."""
+    for _, same in groupby(jobs, key=lambda job: job.form):
+        rest = list(same)
+        for first in range(0, len(rest), size):
+            yield rest[first : first + size]
+
+
+def finish(out: Path, job: Job, made: Made, seconds: float) -> dict[str, Any]:
+    """The clip's file, then its line."""
+    name = job.name + suffix(made)
+    record = {**made.record, "key": job.key}
+    began = time.perf_counter()
+    notes = list(made.given.notes)
+    copied = write_made(out / name, made, json.dumps(record))
+    line = {
+        "schema": SCHEMA,
+        "name": job.name,
+        "file": name,
+        **record,
+        "notes": [*notes, copied] if copied else notes,
+        "bytes": (out / name).stat().st_size,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "write_seconds": round(time.perf_counter() - began, 3),
+    }
+    append(out / MANIFEST, line)
+    return line
+
+
+def say(console: Console, line: dict[str, Any], made: Made) -> None:
+    for note in line["notes"]:
+        console.print(note, highlight=False, markup=False)
+    console.print(f"{line['file']}  {made.request.prompt[:80]}", highlight=False, markup=False)
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """One whole line, whatever other ranks append at the same time."""
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(out: Path) -> list[dict[str, Any]]:
+    """The lines of whole clips; one that a kill cut short is not there."""
+    path = out / MANIFEST
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def tidy(out: Path, jobs: Sequence[Job]) -> None:
+    """Drop lines whose clip is not whole or is to be made otherwise now, and what a kill left over."""
+    wanted = {job.name: job.key for job in jobs}
+    kept = {}
+    for line in read_manifest(out):
+        file = out / line["file"]
+        whole = file.is_file() and file.stat().st_size == line["bytes"]
+        if whole and wanted.get(line["name"], line["key"]) == line["key"]:
+            kept[line["name"]] = line
+    draft = out / f".{MANIFEST}.part"
+    draft.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
+    draft.replace(out / MANIFEST)
+    for name in wanted:
+        for left in out.glob(f".{glob.escape(name)}.*.*"):
+            left.unlink(missing_ok=True)

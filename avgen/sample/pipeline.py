@@ -1,0 +1,255 @@
+"""AVPipeline: a model, its codecs and its captions' encoder as a diffusers pipeline, one call for every task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from avgen.config import to_plain
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.dit import AVTransformer
+from avgen.models.text import ByteText, TextEncoder
+from avgen.sample.inputs import Form, Given, Request, length_of, read_given, whole
+from avgen.sample.method import DEFAULT, Method
+from avgen.sample.windows import generate_long
+from avgen.tasks import assign
+from avgen.train.rng import generator
+from avgen.types import Batch, Clip, Text
+
+
+@dataclass(frozen=True)
+class Made:
+    """One clip, and what made it."""
+
+    clip: Clip
+    request: Request
+    given: Given
+    record: dict[str, Any]  # plain data: prompt, seed, settings, fingerprint of the model
+
+
+class AVPipeline(DiffusionPipeline):
+    """Picture and sound from whatever is given. Build it with `from_pretrained`, call it for clips."""
+
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012
+    model: AVTransformer
+    video_codec: VideoCodec
+    audio_codec: AudioCodec
+
+    def __init__(
+        self,
+        model: AVTransformer,
+        video_codec: nn.Module,
+        audio_codec: nn.Module,
+        text_encoder: nn.Module | None = None,
+        tokenizer: Any = None,
+        height: int = 32,
+        width: int = 32,
+        fps: float = 8.0,
+        duration_s: float = 2.0,
+        predict: str = "velocity",
+        text: dict | None = None,
+    ) -> None:
+        """The form is what the model was trained on; text holds a frozen encoder's max_length, layers, fixed_length."""
+        super().__init__()
+        self.register_modules(
+            model=model,
+            video_codec=video_codec,
+            audio_codec=audio_codec,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.register_to_config(
+            height=height, width=width, fps=fps, duration_s=duration_s, predict=predict, text=text or {}
+        )
+        self._fingerprint = ""
+
+    @property
+    def trained_form(self) -> Form:
+        return Form(self.config.duration_s, self.config.fps, self.config.height, self.config.width)
+
+    @property
+    def captions(self) -> TextEncoder:
+        spec = self.model.spec.text
+        if spec.kind == "bytes":
+            return ByteText(spec.max_length)
+        if self.text_encoder is None:
+            raise ValueError("the model reads a frozen encoder's features, but the pipeline has no text_encoder")
+        from avgen.models.encoders import TransformersText
+
+        return TransformersText(self.text_encoder, self.tokenizer, **self.config.text)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: a hash of everything that decides what comes out."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(json.dumps([self.config.predict, asdict(self.model.spec)], default=str).encode())
+            for name, value in sorted(self.model.state_dict().items()):
+                digest.update(
+                    name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                )
+            for part in (self.video_codec, self.audio_codec, self.captions):
+                digest.update(part.fingerprint.encode())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def __call__(
+        self,
+        task: str = "t2av",
+        prompt: str | Sequence[str] = "",
+        *,
+        image: str | Path | None = None,
+        video: str | Path | None = None,
+        audio: str | Path | None = None,
+        duration_s: float | None = None,
+        fps: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        method: Method = DEFAULT,
+    ) -> list[Made]:
+        """One clip per prompt. The same (seed, prompt) makes the same clip in any company."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        files: dict[str, Any] = {
+            k: None if v is None else Path(v) for k, v in (("image", image), ("video", video), ("audio", audio))
+        }
+        requests = [Request(text, seed=seed, **files) for text in prompts]
+        form = self.form_of(requests[0], task, duration_s, fps, height, width)
+        return self.make(requests, task, form, method)
+
+    def form_of(
+        self,
+        request: Request,
+        task: str,
+        duration_s: float | None = None,
+        fps: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> Form:
+        """What was asked for; else as long as the given stream, else as in training."""
+        request.check(task)
+        if duration_s is None:
+            duration_s = length_of(request, task)
+        asked: dict[str, Any] = {"duration_s": duration_s, "fps": fps, "height": height, "width": width}
+        form = replace(self.trained_form, **{name: value for name, value in asked.items() if value is not None})
+        cell = self.video_codec.geometry.pixels_per_token
+        for name in ("height", "width"):
+            value = getattr(form, name)
+            if value < cell or value % cell:
+                near = max(cell, round(value / cell) * cell)
+                raise ValueError(f"{name}={value} must be a multiple of the model's {cell} pixels; try {near}")
+        for name in ("duration_s", "fps"):
+            if not 0 < getattr(form, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(form, name)} must be positive")
+        if form.frames < 1:
+            raise ValueError(f"duration_s={form.duration_s} is less than a frame at fps={form.fps}: ask for more")
+        return form
+
+    @torch.no_grad()
+    def make(
+        self,
+        requests: Sequence[Request],
+        task: str,
+        form: Form,
+        method: Method = DEFAULT,
+        after_step: Callable[[int, int], None] = lambda done, of: None,
+    ) -> list[Made]:
+        """The requests' clips, in one batch; all of one task and form."""
+        method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
+        given = [read_given(r, task, form, self.audio_codec.geometry, method.edit) for r in requests]
+        batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
+        noise = {
+            m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests])
+            for m in ("video", "audio")
+            if (stream := getattr(batch, m)) is not None
+        }
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=method.precision == "bf16"):
+            tokens = generate_long(
+                *(self.model, batch, noise, self.config.duration_s, method.solver, method.guidance),
+                predict=self.config.predict,
+                after_step=after_step,
+            )
+        clips = self.decode(tokens, form, len(requests))
+        settings = {"task": task, **asdict(form), **to_plain(method), "model": self.fingerprint}
+        return [
+            Made(restored(clip, g), r, g, described(r) | settings)
+            for clip, r, g in zip(clips, requests, given, strict=True)
+        ]
+
+    def batch(self, requests: Sequence[Request], given: Sequence[Given], form: Form) -> Batch:
+        """Clean tokens of the whole clip; zeros where no file says anything."""
+        codec, sound = self.video_codec, self.audio_codec
+        height, width = (side // codec.geometry.space_stride for side in (form.height, form.width))
+        steps = codec.geometry.time.steps(form.frames)
+        blank = torch.zeros(1, codec.geometry.channels, steps, height, width)
+        quiet = torch.zeros(
+            1, sound.geometry.channels, sound.geometry.time.steps(form.samples(sound.geometry.sample_rate_hz))
+        )
+        # one by one, so that a sample's latents do not depend on its neighbours even in rounding
+        pictures = [blank if g.frames is None else self.encoded(codec, g.frames) for g in given]
+        sounds = [quiet if g.wave is None else self.encoded(sound, g.wave) for g in given]
+        text = self.text([r.prompt for r in requests])
+        return Batch(
+            codec.geometry.stream(torch.cat(pictures), form.fps), sound.geometry.stream(torch.cat(sounds)), text, text
+        )
+
+    def encoded(self, codec: VideoCodec | AudioCodec, media: np.ndarray) -> Tensor:
+        return codec.encode(torch.from_numpy(np.ascontiguousarray(media))[None].to(self.model.device)).mean.cpu()
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        """Captions; an empty one is no caption, as the model learned it in training."""
+        text = self.captions.encode(prompts)
+        nothing = torch.tensor([not prompt.strip() for prompt in prompts])
+        return replace(text, dropped=text.dropped | nothing.to(text.dropped.device))
+
+    def decode(self, tokens: dict[str, Tensor], form: Form, count: int) -> list[Clip]:
+        codec, sound = self.video_codec, self.audio_codec
+        cell = codec.geometry.pixels_per_token
+        pictures: list[np.ndarray | None] = [None] * count
+        waves: list[np.ndarray | None] = [None] * count
+        for i in range(count):
+            if "video" in tokens:
+                latents = codec.geometry.latents(tokens["video"][i : i + 1], form.height // cell, form.width // cell)
+                pictures[i] = codec.decode(latents)[0, : form.frames].cpu().numpy()
+            if "audio" in tokens:
+                wave = sound.decode(sound.geometry.latents(tokens["audio"][i : i + 1]))[0]
+                waves[i] = wave[:, : form.samples(sound.geometry.sample_rate_hz)].cpu().numpy()
+        rate = sound.geometry.sample_rate_hz
+        return [
+            Clip(v, a, None if v is None else form.fps, None if a is None else rate)
+            for v, a in zip(pictures, waves, strict=True)
+        ]
+
+
+def sample_noise(x: Tensor, modality: str, keys: Sequence[tuple[int, str]]) -> Tensor:
+    """Noise of x's shape (B, N, C), each sample's from its seed and prompt alone, on the CPU on every device."""
+    rows = []
+    for seed, prompt in keys:
+        # whole blocks of 16, so that what is drawn first does not depend on how much is drawn
+        count = -(-x[0].numel() // 16) * 16
+        drawn = torch.randn(count, generator=generator(seed, f"{modality} sample", prompt))
+        rows.append(drawn[: x[0].numel()].view(x.shape[1:]))
+    return torch.stack(rows).to(x.device, x.dtype)
+
+
+def restored(clip: Clip, given: Given) -> Clip:
+    """The clip with what was given whole put back as it was given, not as the codec made it."""
+    video, audio = whole(given.task)
+    if video and given.frames is not None:
+        clip = replace(clip, video=given.frames)
+    if audio and given.wave is not None:
+        clip = replace(clip, audio=given.wave)
+    return clip
+
+
+def described(request: Request) -> dict[str, Any]:
+    files = {name: str(path) for name in ("image", "video", "audio") if (path := getattr(request, name)) is not None}
+    return {"prompt": request.prompt, "id": request.id, "seed": request.seed, **files}

@@ -1,0 +1,87 @@
+"""Clips longer than the model was trained on: overlapping windows, each going on from the tokens of the one before.
+
+All windows write into one sequence of tokens that is decoded at once, so nothing is ever cut or faded together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avgen.models.dit import AVTransformer
+from avgen.sample.guidance import Guidance
+from avgen.sample.loop import generate
+from avgen.sample.solvers import SolverConfig, State
+from avgen.tasks import SLACK
+from avgen.types import Batch, Stream
+
+OVERLAP = 0.25  # of a window, given by the one before
+
+
+def spans(duration_s: float, window_s: float) -> list[tuple[float, float]]:
+    """Windows that cover [0, duration_s], each window_s long; the last one ends with the clip."""
+    if duration_s <= window_s * (1 + OVERLAP / 2):
+        return [(0.0, duration_s)]
+    found = [(0.0, window_s)]
+    while found[-1][1] < duration_s - SLACK:
+        start = found[-1][1] - OVERLAP * window_s
+        end = min(start + window_s, duration_s)
+        found.append((end - window_s, end))
+    return found
+
+
+def generate_long(
+    model: AVTransformer,
+    batch: Batch,
+    noise: Mapping[str, Tensor],
+    window_s: float,
+    solver: SolverConfig,
+    guidance: Guidance,
+    predict: str = "velocity",
+    after_step: Callable[[int, int], None] = lambda done, of: None,
+) -> State:
+    """`generate` for any duration; a clip that fits one window is one call of it."""
+    streams: dict[str, Stream] = {m: s for m in ("video", "audio") if (s := getattr(batch, m)) is not None}
+    known = {m: s.level == 0 for m, s in streams.items()}
+    x = {m: s.x for m, s in streams.items()}
+    # the clip's end, not the last token's: a codec's last token may reach beyond
+    duration_s = min(float(s.time[..., 1].max()) for s in streams.values())
+    parts = spans(duration_s, window_s)
+    for number, (start, end) in enumerate(parts):
+        last = number == len(parts) - 1
+        inside = {m: window(s, start, torch.inf if last else end, len(parts) == 1) for m, s in streams.items()}
+        cut: dict[str, Any] = {m: part(streams[m], x[m], known[m], inside[m], start) for m in streams}
+        seen = replace(batch, **cut)
+        done = number * solver.steps
+        made = generate(
+            *(model, seen, {m: noise[m][:, inside[m]] for m in streams}, solver, guidance, predict),
+            after_step=lambda i, done=done: after_step(done + i + 1, len(parts) * solver.steps),  # type: ignore[misc]
+        )
+        for m, at in inside.items():
+            x[m] = x[m].index_copy(1, at, made[m])
+            known[m] = known[m].index_fill(1, at, True)
+    return x
+
+
+def window(stream: Stream, start: float, end: float, whole: bool) -> Tensor:
+    """(N',) places of the tokens that start in the window; all samples of a batch have the same times."""
+    if whole:
+        return torch.arange(stream.x.shape[1], device=stream.x.device)
+    begins = stream.time[0, :, 0]
+    lowest = -torch.inf if start <= 0 else start
+    return ((begins >= lowest - SLACK) & (begins < end - SLACK)).nonzero()[:, 0]
+
+
+def part(stream: Stream, x: Tensor, known: Tensor, at: Tensor, start_s: float) -> Stream:
+    """The window's tokens, on a clock that starts with it as in training."""
+    cut = Stream.of(
+        x[:, at],
+        stream.time[:, at] - start_s,
+        None if stream.place is None else stream.place[:, at],
+        stream.extent,
+    )
+    return cut.give(known[:, at]) if bool(known[:, at].any()) else cut

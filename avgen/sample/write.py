@@ -1,0 +1,93 @@
+"""Made clips to files. What was given whole is copied from its file, packet by packet, where that is possible."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from avgen.data.media import probe, read_clip, write_clip
+from avgen.sample.inputs import whole
+from avgen.sample.pipeline import Made
+from avgen.types import Clip
+
+# what players expect to find in an mp4
+COPIED_PICTURE = ("h264", "hevc", "av1", "vp9", "mpeg4")
+COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
+
+
+def suffix(made: Made) -> str:
+    return ".m4a" if made.clip.video is None else ".mp4"
+
+
+def write_made(path: Path, made: Made, comment: str) -> str:
+    """Write the clip; says what became of the given stream, "" where there was none."""
+    picture_given, sound_given = whole(made.given.task)
+    source = made.request.video if picture_given else made.request.audio if sound_given else None
+    if source is None or (picture_given and sound_given):
+        write_clip(path, made.clip, comment=comment)
+        return ""
+    kind = "picture" if picture_given else "sound"
+    obstacle = why_not_copied(source, kind, made.clip)
+    clip = made.clip
+    if obstacle:
+        if kind == "picture":  # at least at the file's own size and rate
+            own = read_clip(source, 0, clip.video_duration_s, video=True, audio=False).clip
+            clip = replace(clip, video=own.video, fps=own.fps)
+        write_clip(path, clip, comment=comment)
+        return f"{kind} of {source} encoded anew: {obstacle}"
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.made{path.suffix}")
+    joined = path.with_name(f".{path.stem}.{os.getpid()}.joined{path.suffix}")
+    try:
+        rest = (
+            replace(clip, video=None, fps=None) if kind == "picture" else replace(clip, audio=None, sample_rate_hz=None)
+        )
+        write_clip(partial, rest, comment=comment)
+        join(source, kind, partial, joined, comment)
+        joined.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+        joined.unlink(missing_ok=True)
+    return f"{kind} of {source} copied bit for bit"
+
+
+def why_not_copied(source: Path, kind: str, clip: Clip) -> str:
+    """The rule that forbids copying the stream's packets; "" where none does."""
+    info = probe(source)
+    stream = info.video if kind == "picture" else info.audio
+    assert stream is not None
+    allowed = COPIED_PICTURE if kind == "picture" else COPIED_SOUND
+    if stream.codec not in allowed:
+        return f"{stream.codec} has no place in an mp4"
+    length_s = clip.video_duration_s if kind == "picture" else clip.audio_duration_s
+    slack_s = 1 / float(info.video.fps) if kind == "picture" and info.video is not None else 0.05
+    if stream.duration_s is None:
+        return "it does not say how long it lasts"
+    if abs(stream.duration_s - length_s) > slack_s + 0.5 / (clip.fps or 8.0):
+        return f"it lasts {stream.duration_s:.4g} s and the clip {length_s:.4g} s"
+    return ""
+
+
+def join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
+    """One mp4 of a stream of `source` and everything of `other`, packets untouched, picture first."""
+    import av
+
+    with (
+        av.open(str(source)) as given,
+        av.open(str(other)) as made,
+        av.open(str(out), "w", format="mp4", options={"movflags": "+faststart"}) as target,
+    ):
+        target.metadata["comment"] = comment
+        copied = given.streams.video[0] if kind == "picture" else given.streams.audio[0]
+        ours = made.streams.audio[0] if kind == "picture" else made.streams.video[0]
+        order = [copied, ours] if kind == "picture" else [ours, copied]
+        streams = {id(s): target.add_stream_from_template(s) for s in order}
+        packets = []
+        for container, stream in ((given, copied), (made, ours)):
+            for packet in container.demux(stream):
+                if packet.dts is not None:
+                    packets.append((packet.dts * Fraction(stream.time_base or 0), id(stream), packet))
+        for _, key, packet in sorted(packets, key=lambda p: p[0]):
+            packet.stream = streams[key]
+            target.mux(packet)

@@ -1,0 +1,187 @@
+"""One pipeline for every task: what is given comes back, what is random depends on seed and prompt alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from avgen.data.media import read_clip
+from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
+from avgen.sample.inputs import Request, read_given
+from avgen.sample.method import Method
+from avgen.sample.pipeline import AVPipeline
+from avgen.sample.solvers import SolverConfig
+from avgen.sample.write import write_made
+from tests.sample.factory import clip, files, pipeline
+
+QUICK = Method(SolverConfig("euler", 2))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return files(tmp_path_factory.mktemp("inputs"))
+
+
+def same(one, other):
+    return np.array_equal(one.video, other.video) and np.array_equal(one.audio, other.audio)
+
+
+def psnr(one, other):
+    error = np.square(one.video.astype(float) - other.video).mean()
+    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def test_saved_and_loaded_it_makes_the_same_clip(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = AVPipeline.from_pretrained(tmp_path)
+    assert again.fingerprint == pipe.fingerprint
+    ours, theirs = (p(prompt="a red ball", method=QUICK)[0].clip for p in (pipe, again))
+    assert same(ours, theirs)
+
+
+def test_the_same_seed_and_prompt_make_the_same_clip_in_any_company(pipe):
+    prompts = ["a red ball", "a lamp that is far away and flashes", "x", "a bar"]
+    alone = [pipe(prompt=p, seed=3, method=QUICK)[0].clip for p in prompts]
+    together = [m.clip for m in pipe(prompt=prompts, seed=3, method=QUICK)]
+    turned = [m.clip for m in pipe(prompt=prompts[::-1], seed=3, method=QUICK)][::-1]
+    for one, two, three in zip(alone, together, turned, strict=True):
+        assert psnr(one, two) >= 45
+        assert psnr(one, three) >= 45
+        assert np.abs(one.audio - two.audio).max() < 1e-2
+    assert not same(alone[0], alone[1])
+    assert not same(alone[0], pipe(prompt=prompts[0], seed=4, method=QUICK)[0].clip)
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("t2av", ()),
+        ("i2av", ("image",)),
+        ("v2a", ("video",)),
+        ("a2v", ("audio",)),
+        ("ai2v", ("image", "audio")),
+        ("extend", ("video",)),
+        ("interpolate", ("video",)),
+        ("inpaint", ("video",)),
+    ],
+)
+def test_every_task_gives_a_whole_clip(pipe, inputs, task, names):
+    longer = 1.5 if task == "extend" else 1.0
+    made = pipe(task=task, prompt="a", duration_s=longer, method=QUICK, **{n: inputs[n] for n in names})[0]
+    assert made.clip.video.shape == (round(8 * longer), 16, 16, 3)
+    assert made.clip.audio.shape == (1, round(16000 * longer))
+    assert made.record["task"] == task
+
+
+@pytest.mark.parametrize(("task", "present", "absent"), [("t2v", "video", "audio"), ("t2a", "audio", "video")])
+def test_a_task_without_a_stream_makes_none(pipe, task, present, absent):
+    made = pipe(task=task, prompt="a", method=QUICK)[0].clip
+    assert getattr(made, present) is not None
+    assert getattr(made, absent) is None
+
+
+def test_a_given_stream_comes_back_as_it_was_read(pipe, inputs):
+    given = read_clip(inputs["video"], 0, 1.0, fps=8, size=(16, 16), sample_rate_hz=16000, channels=1).clip
+    assert np.array_equal(pipe(task="v2a", video=inputs["video"], method=QUICK)[0].clip.video, given.video)
+    assert np.array_equal(pipe(task="a2v", audio=inputs["video"], method=QUICK)[0].clip.audio, given.audio)
+
+
+def packets(path, kind):
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        return [bytes(packet) for packet in container.demux(stream) if packet.size]
+
+
+@pytest.mark.parametrize(("task", "kind"), [("v2a", "video"), ("a2v", "audio")])
+def test_a_given_stream_is_copied_into_the_file_packet_by_packet(pipe, tmp_path, task, kind):
+    """Whatever its size and rate: the model sees 16x16 at 8 fps of it."""
+    source = files(tmp_path, fps=25.0, height=48, width=64, rate_hz=48000)["video"]
+    made = pipe(task=task, method=QUICK, **{kind: source})[0]
+    said = write_made(tmp_path / "out.mp4", made, "why")
+    assert "bit for bit" in said
+    assert packets(tmp_path / "out.mp4", kind) == packets(source, kind)
+    back = read_clip(tmp_path / "out.mp4", video=True, audio=True)
+    assert back.clip.video_duration_s == pytest.approx(1.0, abs=0.05)
+    assert back.clip.audio_duration_s == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_stream_that_is_cut_is_encoded_anew_and_that_is_said(pipe, tmp_path):
+    source = files(tmp_path, duration_s=2.0, fps=25.0, height=48, width=64)["video"]
+    made = pipe(task="v2a", video=source, duration_s=1.0, method=QUICK)[0]
+    assert "encoded anew: it lasts 2 s and the clip 1 s" in write_made(tmp_path / "out.mp4", made, "")
+    assert read_clip(tmp_path / "out.mp4").clip.video.shape == (25, 48, 64, 3)
+
+
+def test_given_tokens_stay_bit_for_bit(pipe, inputs, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(pipe, "decode", lambda tokens, form, count: seen.update(tokens) or [clip()] * count)
+    request, form = Request(image=inputs["image"]), pipe.trained_form
+    pipe.make([request], "i2av", form, Method(SolverConfig("multistep", 3)))
+    given = read_given(request, "i2av", form, pipe.audio_codec.geometry, QUICK.edit)
+    clean = pipe.batch([request], [given], form).video.x
+    assert torch.equal(seen["video"][:, :4], clean[:, :4])  # one latent step of 2 x 2 tokens
+    assert not torch.isclose(seen["video"][:, 4:], clean[:, 4:]).any()
+
+
+def test_guidance_that_is_off_changes_nothing(pipe):
+    plain = pipe(prompt="a", method=replace(QUICK, guidance=NO_GUIDANCE))[0].clip
+    narrow = ModalityGuidance(text=5.0, cross=3.0, low=0.35, high=0.36)  # no step falls into it
+    nothing = ModalityGuidance(layers=(0, 1), rescale=0.7)
+    for off in (narrow, nothing):
+        assert same(plain, pipe(prompt="a", method=replace(QUICK, guidance=Guidance(off, off)))[0].clip)
+    text = Guidance(ModalityGuidance(text=3.0), ModalityGuidance(text=3.0))
+    once = pipe(prompt="a", method=replace(QUICK, guidance=text))[0].clip
+    again = Guidance(*(ModalityGuidance(text=3.0, cross=1.0, perturbed=0.0, layers=(1,)) for _ in range(2)))
+    assert same(once, pipe(prompt="a", method=replace(QUICK, guidance=again))[0].clip)
+
+
+@pytest.mark.parametrize(
+    "term", [{"text": 3.0}, {"cross": 3.0}, {"perturbed": 2.0, "layers": (0,)}, {"text": 3.0, "rescale": 1.0}]
+)
+def test_guidance_that_is_on_changes_the_clip(pipe, term):
+    guided = Guidance(ModalityGuidance(**term), ModalityGuidance(**term))
+    clips = [pipe(prompt="a", method=replace(QUICK, guidance=g))[0].clip for g in (NO_GUIDANCE, guided)]
+    assert not same(*clips)
+
+
+def test_an_empty_prompt_is_no_caption(pipe):
+    assert bool(pipe.text(["", " ", "a"]).dropped.tolist() == [True, True, False])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"task": "v2a"}, "needs video=FILE"),
+        ({"task": "t2av", "image": "x.png"}, "does not use image"),
+        ({"task": "t2q"}, "is unknown"),
+        ({"task": "i2av", "image": "nowhere.png"}, "nowhere.png: no such file"),
+        ({"height": 20}, "multiple of the model's 8 pixels; try 16"),
+        ({"duration_s": 0.0}, "duration_s=0.0 must be positive"),
+        ({"duration_s": 0.01}, "less than a frame"),
+        ({"method": Method(guidance=Guidance(video=ModalityGuidance(perturbed=1.0, layers=(9,))))}, "layers 0 to 1"),
+    ],
+)
+def test_a_wrong_request_is_refused(pipe, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        pipe(**wrong)
+
+
+def test_a_file_without_the_stream_is_refused(pipe, inputs):
+    with pytest.raises(ValueError, match="has no sound"):
+        pipe(task="a2v", audio=inputs["mute"], method=QUICK)
+    with pytest.raises(ValueError, match="has no picture"):
+        pipe(task="v2a", video=inputs["audio"], method=QUICK)
+
+
+@pytest.mark.parametrize("prompt", ["x" * 10_000, "🔴🏀 bounces", "ein roter Ball springt", "红色的球弹跳"])
+def test_any_text_is_a_prompt(pipe, prompt):
+    assert pipe(prompt=prompt, method=QUICK)[0].clip.video is not None
