@@ -181,6 +181,19 @@ def assign(batch: Batch, tasks: Sequence[Task]) -> Batch:
     return replace(batch, video=video, audio=audio)
 
 
+def possible(task: Task, batch: Batch) -> Tensor:
+    """(B,) bool: the clips that have something for the task to generate, and everything that it is given."""
+    wanted, had = [], []
+    for given, stream in ((task.video, batch.video), (task.audio, batch.audio)):
+        present = torch.zeros(batch.size, dtype=torch.bool) if stream is None else stream.present.cpu()
+        if given not in (None, EVERYTHING):
+            wanted.append(present)
+        if given not in (None, NOTHING):
+            had.append(present)
+    found = torch.stack(wanted).any(0)
+    return found & torch.stack(had).all(0) if had else found
+
+
 def _assign(stream: Stream | None, givens: Sequence[Given | None], origin: Tensor) -> Stream | None:
     if stream is None or all(given is None for given in givens):
         return None

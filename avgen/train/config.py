@@ -95,6 +95,25 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class TaskStage:
+    """A mix of tasks for the beginning of a run."""
+
+    until_step: int  # optimiser steps done when the next mix takes over
+    tasks: Mapping[str, float]  # weight of each task
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+
+
+def check_tasks(tasks: Mapping[str, float]) -> None:
+    unknown = [name for name in tasks if name not in NAMED]
+    if unknown:
+        raise ValueError(f"tasks={unknown} are unknown: choose from {', '.join(NAMED)}")
+    if not tasks or min(tasks.values()) < 0 or sum(tasks.values()) <= 0:
+        raise ValueError(f"tasks={dict(tasks)} needs at least one positive weight and no negative one")
+
+
+@dataclass(frozen=True)
 class GuardConfig:
     """What stops a run by itself, besides a loss or gradient that is not finite."""
 
@@ -120,6 +139,7 @@ class TrainConfig:
     data: ToyboxData = field(default_factory=ToyboxData)
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
+    task_stages: tuple[TaskStage, ...] = ()  # other mixes before that one: [{until_step: 500, tasks: {t2a: 1}}, ...]
     caption_dropout: float = 0.1  # share of captions replaced by the learned null, per sample
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     accumulate: int = 1  # micro-batches per optimiser step
@@ -148,8 +168,18 @@ class TrainConfig:
             raise ValueError(f"caption_dropout={self.caption_dropout} must lie in [0, 1]")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
-        unknown = [name for name in self.tasks if name not in NAMED]
-        if unknown:
-            raise ValueError(f"tasks={unknown} are unknown: choose from {', '.join(NAMED)}")
-        if not self.tasks or min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
-            raise ValueError(f"tasks={dict(self.tasks)} needs at least one positive weight and no negative one")
+        check_tasks(self.tasks)
+        ends = [stage.until_step for stage in self.task_stages]
+        if any(after <= before for before, after in zip([0, *ends], ends, strict=False)):
+            raise ValueError(f"task_stages end at {ends}: until_step must be positive and rise from stage to stage")
+        if ends and ends[-1] >= self.steps:
+            raise ValueError(f"until_step={ends[-1]} of the last of task_stages must lie below steps={self.steps}")
+
+    def tasks_at(self, step: int) -> Mapping[str, float]:
+        """The mix of tasks after so many optimiser steps."""
+        return next((stage.tasks for stage in self.task_stages if step < stage.until_step), self.tasks)
+
+    @property
+    def task_names(self) -> list[str]:
+        """Every task of any stage."""
+        return sorted({name for mix in (self.tasks, *(stage.tasks for stage in self.task_stages)) for name in mix})

@@ -125,7 +125,7 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
                     raise stopped(run, fault, source, order, share)
             with run.meter.paused():
                 if validation_due:
-                    journal.write(run.step, validate(run.model, run.average, held_out, config))
+                    journal.write(run.step, validate(run.model, run.average, held_out, config, run.accelerator))
                 # weights that may be diverging wait: they would push a good checkpoint out
                 if save_due and (last or run.stopping or not run.guard.doubtful):
                     save(run)

@@ -106,7 +106,7 @@ class Meter:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.table = LossTable(config.tasks, device)
+        self.table = LossTable(config.task_names, device)
         # so that a rank's share of the machine's rate is known: measured by all ranks at once
         self.rate = matmul_rate(device, DTYPES[config.precision])
         self.costs: dict[BatchShape, int] = {}

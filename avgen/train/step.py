@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avgen.flow import FlowConfig, Loss, losses, noised
-from avgen.tasks import NAMED, Task, assign
+from avgen.tasks import NAMED, Task, assign, possible
 from avgen.train.config import TrainConfig
 from avgen.train.rng import noise_like, uniforms
 from avgen.types import Batch, Stream, Velocity
@@ -32,16 +32,25 @@ class Draw:
 def draw(batch: Batch, config: TrainConfig, step: int, places: range) -> Draw:
     """Everything random about a micro-batch, from (seed, step, place in the global batch)."""
     seed = config.seed
-    tasks = drawn_tasks(config, step, places)
+    tasks = drawn_tasks(config, batch, step, places)
     batch = drop_captions(assign(batch, tasks), config.caption_dropout, uniforms(2, seed, "caption", step, places))
     return corrupt(batch, config.flow, uniforms(3, seed, "level", step, places), seed, step, places, tasks)
 
 
-def drawn_tasks(config: TrainConfig, step: int, places: range) -> list[Task]:
-    names = sorted(config.tasks)
-    weights = torch.tensor([config.tasks[name] for name in names], dtype=torch.float64)
-    edges = (weights / weights.sum()).cumsum(0)
-    picked = torch.searchsorted(edges, uniforms(1, config.seed, "task", step, places)[0])
+def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: range) -> list[Task]:
+    """One task per clip, by weight, among those that it has the modalities for.
+
+    A clip that none of them fits gets one nevertheless and trains what it can of it; the log counts those that
+    train nothing as `idle_clips`.
+    """
+    mix = config.tasks_at(step)
+    names = sorted(mix)
+    fits = torch.stack([possible(NAMED[name], batch) for name in names], dim=1)  # (B, tasks)
+    weights = torch.tensor([mix[name] for name in names], dtype=torch.float64).expand(fits.shape)
+    left = weights * fits.cpu()
+    weights = torch.where(left.sum(1, keepdim=True) > 0, left, weights)
+    edges = (weights / weights.sum(1, keepdim=True)).cumsum(1)
+    picked = torch.searchsorted(edges, uniforms(1, config.seed, "task", step, places)[0][:, None])[:, 0]
     return [NAMED[names[min(int(i), len(names) - 1)]] for i in picked]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
 
 from avgen.data.stream import Source
 from avgen.flow import FlowConfig, LevelLaw
 from avgen.models.dit import AVTransformer
 from avgen.tasks import NAMED, assign
 from avgen.train.config import TrainConfig
+from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
-from avgen.train.step import corrupt, step_losses
+from avgen.train.step import Draw, corrupt, step_losses
 
 CLIPS_AT_ONCE = 16
 # every run is judged at the same levels, whatever it trains at
@@ -18,30 +20,52 @@ EVEN = FlowConfig(video=LevelLaw(kind="uniform"), audio=LevelLaw(kind="uniform")
 
 
 @torch.no_grad()
-def validate(model: AVTransformer, average: Average, held_out: Source, config: TrainConfig) -> dict[str, float]:
-    """`held_out/<task>/<modality>` of the averaged weights."""
+def validate(
+    model: AVTransformer, average: Average, held_out: Source, config: TrainConfig, accelerator: Accelerator
+) -> dict[str, float]:
+    """`held_out/<task>/<modality>` of the averaged weights, and the same by noise level; ranks share the clips."""
     back = average.swapped(model)
     try:
         # a compiled model runs as written here: other shapes, without gradients, are not worth a compilation
         with torch.compiler.set_stance("force_eager"):
-            tasks = sorted(config.tasks)
-            return {name: value for task in tasks for name, value in _one(model, held_out, config, task)}
+            tables = {task: _table(model, held_out, config, task, accelerator) for task in config.task_names}
     finally:
         back()
+    sums = accelerator.reduce(torch.stack([table.sums for table in tables.values()]), "sum").cpu()
+    found: dict[str, float] = {}
+    for (task, table), total in zip(tables.items(), sums, strict=True):
+        means = table.means(total)
+        found |= {f"held_out/{task}/{name}": rounded(mean) for name, mean in means.items() if f"/{task}" not in name}
+    return found
 
 
-def _one(model: AVTransformer, held_out: Source, config: TrainConfig, task: str) -> list[tuple[str, float]]:
-    sums: dict[str, list[float]] = {}
-    for first in range(0, config.validation_clips, CLIPS_AT_ONCE):
-        places = range(first, min(first + CLIPS_AT_ONCE, config.validation_clips))
-        batch = assign(held_out.batch(list(places)), [NAMED[task]] * len(places))
-        levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips
-        drawn = corrupt(batch, EVEN, levels.expand(3, -1), 0, 0, places, [NAMED[task]] * len(places))
-        drawn = drawn.to(model.device)
+def _table(
+    model: AVTransformer, held_out: Source, config: TrainConfig, task: str, accelerator: Accelerator
+) -> LossTable:
+    """This rank's share of one task."""
+    table = LossTable([task], model.device)
+    for places, counts in shared(config.validation_clips, accelerator.process_index, accelerator.num_processes):
+        drawn = _drawn(held_out, config, task, places).to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             found = step_losses(model, drawn, config.flow)
-        for m, loss in found.items():
-            total = sums.setdefault(m, [0.0, 0.0])
-            total[0] += float(loss.tokens.sum())
-            total[1] += float(loss.weight)
-    return [(f"held_out/{task}/{m}", round(error / weight, 6)) for m, (error, weight) in sums.items() if weight > 0]
+        if counts:
+            table.add(found, drawn)
+    return table
+
+
+def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> Draw:
+    tasks = [NAMED[task]] * len(places)
+    levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips
+    return corrupt(assign(held_out.batch(list(places)), tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
+
+
+def shared(clips: int, rank: int, ranks: int) -> list[tuple[range, bool]]:
+    """A rank's places among the held-out clips, and whether they count.
+
+    All ranks run equally often, because a sharded model needs all of them; one that has nothing left runs a clip
+    of another's, which doesn't count.
+    """
+    size = min(CLIPS_AT_ONCE, -(-clips // ranks))
+    chunks = [range(first, min(first + size, clips)) for first in range(0, clips, size)]
+    mine = [(places, True) for places in chunks[rank::ranks]]
+    return mine + [(range(1), False)] * (-(-len(chunks) // ranks) - len(mine))

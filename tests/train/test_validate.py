@@ -1,0 +1,75 @@
+"""Held-out loss: the same at every call and on any number of ranks, and cut by noise level it adds up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avgen.train.loop import prepare
+from avgen.train.metrics import LEVELS, level_name
+from avgen.train.validate import shared, validate
+from tests.models.factory import scatter
+from tests.train.test_train import Clips, config
+
+
+@given(st.integers(1, 200), st.integers(1, 9))
+def test_ranks_share_the_clips_once_and_run_equally_often(clips, ranks):
+    shares = [shared(clips, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    counted = [i for share in shares for places, counts in share if counts for i in places]
+    assert sorted(counted) == list(range(clips))
+    assert all(0 <= i < clips for share in shares for places, _ in share for i in places)
+
+
+def test_the_ranks_parts_add_up_to_one_processes_figures(tmp_path):
+    run = prepare(config(tmp_path, validation_clips=11))
+    scatter(run.model)
+
+    def figures(reduce, rank, ranks):
+        accelerator = SimpleNamespace(process_index=rank, num_processes=ranks, reduce=reduce)
+        return validate(run.model, run.average, Clips(), run.config, accelerator)
+
+    parts = []
+
+    def keep(sums, _):
+        parts.append(sums)
+        return sums
+
+    alone = figures(keep, 0, 1)
+    parts.clear()
+    for rank in range(3):
+        figures(keep, rank, 3)
+    total = torch.stack(parts).sum(0)
+    together = figures(lambda *_: total, 0, 3)
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert set(alone) >= {f"held_out/{task}/{m}" for task, m in (("t2av", "video"), ("v2a", "audio"))}
+    assert not any(name.startswith("held_out/v2a/video") for name in alone)
+
+
+def test_it_repeats_itself_and_leaves_the_weights_alone(tmp_path):
+    run = prepare(config(tmp_path))
+    before = {name: p.clone() for name, p in run.model.state_dict().items()}
+    scatter_average(run)
+    first, second = (validate(run.model, run.average, Clips(), run.config, run.accelerator) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(before[name], p) for name, p in run.model.state_dict().items())
+
+
+def scatter_average(run):
+    run.average.weights = {name: value + 0.1 for name, value in run.average.weights.items()}
+
+
+def test_levels_are_even_so_that_every_bucket_has_its_figure(tmp_path):
+    run = prepare(config(tmp_path, validation_clips=8, tasks={"t2av": 1}))
+    found = validate(run.model, run.average, Clips(), run.config, run.accelerator)
+    buckets = [found[f"held_out/t2av/video/{level_name(k)}"] for k in range(LEVELS)]
+    assert min(buckets) <= found["held_out/t2av/video"] <= max(buckets)
+    assert set(found) == {
+        f"held_out/t2av/{m}{suffix}"
+        for m in ("video", "audio")
+        for suffix in ("", *(f"/{level_name(k)}" for k in range(LEVELS)))
+    }
