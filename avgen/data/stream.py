@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from torch.utils.data import DataLoader, Dataset
@@ -83,19 +84,25 @@ def read_steps(
 
     What goes wrong in a worker is raised here, with its traceback; so is a worker's death.
     """
+    read = Steps(source, order, share)
+    ahead = min(first + STARTING_STEPS, steps) if workers else first
+    workers = workers if ahead < steps else 0
     loader = DataLoader(
-        Steps(source, order, share),
+        read,
         batch_size=None,
-        sampler=range(first, steps),
+        sampler=range(ahead, steps),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_outlive_signals,
     )
     with _one_thread_each():
-        return iter(loader)
+        started = iter(loader)
+    return chain((read[step] for step in range(first, ahead)), started)
 
 
+# Read by the training process itself: workers need seconds to import torch, and a step is read in a fraction of one.
+STARTING_STEPS = 6
 # of torch and of the libraries under numpy: idle threads that spin in a worker take the training step's cores
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
