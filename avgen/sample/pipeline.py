@@ -21,7 +21,7 @@ from avgen.models.text import ByteText, TextEncoder
 from avgen.sample.inputs import Form, Given, Request, length_of, read_given, whole
 from avgen.sample.method import DEFAULT, Method
 from avgen.sample.windows import generate_long
-from avgen.tasks import assign
+from avgen.tasks import V2A, assign
 from avgen.train.rng import generator
 from avgen.types import Batch, Clip, Text
 
@@ -153,7 +153,6 @@ class AVPipeline(DiffusionPipeline):
             raise ValueError(f"duration_s={form.duration_s} is less than a frame at fps={form.fps}: ask for more")
         return form
 
-    @torch.no_grad()
     def make(
         self,
         requests: Sequence[Request],
@@ -163,8 +162,20 @@ class AVPipeline(DiffusionPipeline):
         after_step: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Made]:
         """The requests' clips, in one batch; all of one task and form."""
-        method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
         given = [read_given(r, task, form, self.audio_codec.geometry, method.edit) for r in requests]
+        return self.make_from(requests, given, form, method, after_step)
+
+    @torch.no_grad()
+    def make_from(
+        self,
+        requests: Sequence[Request],
+        given: Sequence[Given],
+        form: Form,
+        method: Method = DEFAULT,
+        after_step: Callable[[int, int], None] = lambda done, of: None,
+    ) -> list[Made]:
+        """`make`, from media that have been read."""
+        method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
         noise = {
             m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests])
@@ -178,14 +189,14 @@ class AVPipeline(DiffusionPipeline):
                 after_step=after_step,
             )
         clips = self.decode(tokens, form, len(requests))
-        settings = {"task": task, **asdict(form), **to_plain(method), "model": self.fingerprint}
+        settings = {**asdict(form), **to_plain(method), "model": self.fingerprint}
         return [
-            Made(restored(clip, g), r, g, described(r) | settings)
+            Made(restored(clip, g), r, g, described(r) | {"task": g.task.name} | settings)
             for clip, r, g in zip(clips, requests, given, strict=True)
         ]
 
     def batch(self, requests: Sequence[Request], given: Sequence[Given], form: Form) -> Batch:
-        """Clean tokens of the whole clip; zeros where no file says anything."""
+        """Clean tokens of the whole clip; zeros where nothing is given."""
         codec, sound = self.video_codec, self.audio_codec
         height, width = (side // codec.geometry.space_stride for side in (form.height, form.width))
         steps = codec.geometry.time.steps(form.frames)
@@ -200,6 +211,16 @@ class AVPipeline(DiffusionPipeline):
         return Batch(
             codec.geometry.stream(torch.cat(pictures), form.fps), sound.geometry.stream(torch.cat(sounds)), text, text
         )
+
+    @torch.no_grad()
+    def through_codecs(self, clip: Clip) -> Clip:
+        """The clip encoded and decoded: the best that any model could make of it."""
+        assert clip.video is not None
+        assert clip.fps is not None
+        form = Form(clip.video_duration_s, clip.fps, *clip.video.shape[1:3])
+        batch = self.batch([Request()], [Given(V2A, clip.video, clip.audio)], form)
+        streams = {"video": batch.video, "audio": batch.audio}
+        return self.decode({m: s.x.to(self.model.device) for m, s in streams.items() if s is not None}, form, 1)[0]
 
     def encoded(self, codec: VideoCodec | AudioCodec, media: np.ndarray) -> Tensor:
         return codec.encode(torch.from_numpy(np.ascontiguousarray(media))[None].to(self.model.device)).mean.cpu()
