@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from diffusers.utils import logging
+
 from avgen.config import build
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
@@ -18,6 +20,7 @@ def open_pipeline(path: Path) -> AVPipeline:
     if not path.is_dir():
         raise ValueError(f"model={path}: no such folder")
     if (path / "model_index.json").is_file():
+        logging.disable_progress_bar()  # of three parts that load in an instant
         return AVPipeline.from_pretrained(path)
     for run, model in ((path, path / "model"), (path.parent, path)):
         if (model / "config.json").is_file() and (run / "run.json").is_file():

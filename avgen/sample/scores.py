@@ -113,7 +113,10 @@ def scores(
     rate = pipeline.audio_codec.geometry.sample_rate_hz
     world = replace(
         world,
-        **{"height": form.height, "width": form.width, "fps": form.fps, "duration_s": form.duration_s},
+        height=form.height,
+        width=form.width,
+        fps=form.fps,
+        duration_s=form.duration_s,
         sample_rate_hz=rate,
     )
     toybox = Toybox(world, split, seed)

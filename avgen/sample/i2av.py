@@ -1,0 +1,20 @@
+"""A first frame and text to picture and sound: `python -m avgen.sample.i2av MODEL PROMPT IMAGE OUT.mp4`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from avgen.sample.folder import open_pipeline
+from avgen.sample.write import write_made
+
+
+def main(words: list[str]) -> None:
+    model, prompt, image, out = words
+    pipeline = open_pipeline(Path(model))
+    made = pipeline(task="i2av", prompt=prompt, image=image)[0]
+    print(*made.given.notes, write_made(Path(out), made, comment=prompt), sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

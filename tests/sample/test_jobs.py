@@ -1,0 +1,212 @@
+"""Jobs of many clips: each once and whole, however often the job is killed and however many ranks share it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avgen.__main__ import main
+from avgen.data.media import read_clip
+from avgen.sample.config import SampleConfig
+from avgen.sample.inputs import Request, read_requests
+from avgen.sample.jobs import read_manifest, requests_of
+from avgen.sample.pipeline import sample_noise
+from tests.conftest import ROOT
+from tests.sample.factory import files, pipeline
+
+QUICK = ("solver=euler", "solver.steps=1", "guidance=none")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    pipeline(duration_s=0.5).save_pretrained(folder)
+    return folder
+
+
+def prompts(folder, count):
+    path = folder / "prompts.txt"
+    path.write_text("".join(f"ball number {i}\n" for i in range(count)))
+    return path
+
+
+def check_whole(out, count):
+    lines = read_manifest(out)
+    assert sorted(line["name"] for line in lines) == sorted({f"{i:05d}_s0" for i in range(count)})
+    for line in lines:
+        assert read_clip(out / line["file"]).clip.video.shape == (4, 16, 16, 3)
+    # neither drafts nor clips that no line speaks of
+    assert sorted(p.name for p in out.iterdir()) == sorted(["manifest.jsonl", *(line["file"] for line in lines)])
+
+
+def test_a_job_says_of_each_clip_what_made_it_and_does_not_make_it_again(model, tmp_path, capsys):
+    words = ["sample", f"model={model}", f"prompts={prompts(tmp_path, 3)}", f"out={tmp_path / 'out'}", *QUICK]
+    assert main(words) == 0
+    check_whole(tmp_path / "out", 3)
+    line = read_manifest(tmp_path / "out")[1]
+    assert (line["prompt"], line["seed"], line["task"]) == ("ball number 1", 0, "t2av")
+    assert line["solver"]["kind"] == "euler"
+    assert len(line["model"]) == 16
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.mp4")}
+    (tmp_path / "out" / "00001_s0.mp4").unlink()
+    (tmp_path / "out" / "00002_s0.mp4").write_bytes(b"cut short")
+    assert main(words) == 0
+    check_whole(tmp_path / "out", 3)
+    kept = [p.name for p, at in times.items() if p.stat().st_mtime_ns == at]
+    assert kept == ["00000_s0.mp4"]
+    # another way of making them is another clip
+    assert main([*words, "solver.steps=2"]) == 0
+    assert {line["solver"]["steps"] for line in read_manifest(tmp_path / "out")} == {2}
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_a_job_of_100_yields_each_clip_once_and_whole(model, tmp_path):
+    # a process of its own for what is killed, this one's memory for what starts soon: fork costs no imports
+    out, draw = tmp_path / "out", random.Random(0)
+    words = ["sample", f"model={model}", f"prompts={prompts(tmp_path, 100)}", f"out={out}", "batch=5", *QUICK]
+    kills = 0
+    for _ in range(200):
+        child = os.fork()
+        if child == 0:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            os._exit(main(words))
+        deadline = time.monotonic() + 60
+        before = len(read_manifest(out))
+        # from the first new line on, at any instant: in a forward, a file, a rename or a line
+        while len(read_manifest(out)) < min(before + draw.randint(1, 25), 100) and time.monotonic() < deadline:
+            time.sleep(draw.uniform(0, 0.02))
+        time.sleep(draw.uniform(0, 0.03))
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            assert os.waitstatus_to_exitcode(status) == 0
+            break
+        if before + 30 < 100:
+            os.kill(child, signal.SIGKILL)
+            kills += 1
+        finished, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    assert kills >= 3
+    check_whole(out, 100)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_clips_of_one(model, tmp_path):
+    path = prompts(tmp_path, 6)
+    shared = [f"model={model}", f"prompts={path}", *QUICK]
+    assert main(["sample", *shared, "batch=1", f"out={tmp_path / 'one'}"]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}", "-m", "avgen.sample"]
+    done = subprocess.run(
+        [*launch, *shared, "batch=8", f"out={tmp_path / 'two'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=170, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    check_whole(tmp_path / "two", 6)
+    for i in range(6):
+        ours, theirs = (read_clip(tmp_path / n / f"{i:05d}_s0.mp4").clip for n in ("one", "two"))
+        error = np.square(ours.video.astype(float) - theirs.video).mean()
+        assert error == 0 or 10 * np.log10(255**2 / error) >= 45
+
+
+def test_noise_is_bitwise_a_matter_of_seed_and_prompt():
+    keys = [(0, "a"), (0, "b"), (1, "a")]
+    whole = sample_noise(torch.zeros(3, 7, 5), "video", keys)
+    for i, key in enumerate(keys):
+        assert torch.equal(whole[i : i + 1], sample_noise(torch.zeros(1, 7, 5), "video", [key]))
+    assert len({float(row[0, 0]) for row in whole}) == 3
+    assert not torch.equal(whole, sample_noise(torch.zeros(3, 7, 5), "audio", keys))
+    # a longer clip begins with the same noise
+    assert torch.equal(sample_noise(torch.zeros(3, 9, 5), "video", keys)[:, :7], whole)
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
+def test_prompt_files_of_every_kind_say_the_same(tmp_path, kind):
+    said = ["a ball, red", 'a "lamp"', "🔴 é"]
+    path = tmp_path / f"p.{kind}"
+    text = {
+        "txt": "\n".join(said) + "\n\n",
+        "csv": "prompt,seed\n" + "".join('"' + s.replace('"', '""') + '",7\n' for s in said),
+        "jsonl": "".join(json.dumps({"prompt": s, "seed": 7}) + "\n" for s in said),
+    }
+    path.write_text(text[kind], encoding="utf-8")
+    found = read_requests(path, Request(seed=7))
+    assert [(r.prompt, r.seed) for r in found] == [(s, 7) for s in said]
+
+
+def test_files_named_in_a_prompt_file_lie_beside_it(tmp_path):
+    files(tmp_path)
+    (tmp_path / "p.csv").write_text("prompt,id,video\nballs,first,in.mp4\n")
+    config = SampleConfig(task="v2a", prompts=tmp_path / "p.csv", samples=2, seed=5)
+    found = requests_of(config)
+    assert [(r.id, r.seed, r.video) for r in found] == [("first", s, tmp_path / "in.mp4") for s in (5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("p.txt", "\n\n", "holds no prompt"),
+        ("p.md", "a", "must be a .txt"),
+        ("p.csv", "promt\na\n", "no column 'promt'"),
+        ("p.jsonl", "{not json\n", "line 1: not JSON"),
+        ("p.jsonl", '["a"]\n', "line 1: a mapping"),
+        ("p.csv", "prompt,seed\na,x\n", "seed='x'"),
+        ("p.csv", "prompt,id\na,../x\n", "is to be a file name"),
+        ("p.csv", "prompt,id\na,x\nb,x\n", "several rows"),
+        ("p.csv", "prompt,video\na,none.mp4\n", "none.mp4: no such file"),
+    ],
+)
+def test_a_bad_prompt_file_ends_with_2_and_says_where(tmp_path, capsys, name, text, words):
+    (tmp_path / name).write_text(text)
+    task = "v2a" if "video" in text else "t2av"
+    assert main(["sample", f"prompts={tmp_path / name}", f"task={task}"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_bad_input_ends_with_2_and_one_line(model, tmp_path, capsys):
+    given = files(tmp_path)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    wrong: list[tuple[list[str], str]] = [
+        (["task=v2a", "video=nowhere.mp4"], "video=nowhere.mp4: no such file"),
+        (["task=a2v", f"audio={given['mute']}"], "has no sound"),
+        (["task=v2a", f"video={given['audio']}"], "has no picture"),
+        (["task=v2a", f"video={tmp_path / 'empty.mp4'}"], "empty.mp4"),
+        (["task=i2av", f"image={tmp_path / 'text.png'}"], "text.png"),
+        (["task=v2t"], "task='v2t' is unknown"),
+        (["task=t2av", f"image={given['image']}"], "task=t2av does not use image"),
+        (["duration_s=0"], "duration_s=0.0 must be positive"),
+        (["model=" + str(tmp_path / "none")], "no such folder"),
+        (["model=" + str(tmp_path)], "neither a pipeline"),
+    ]
+    for words, message in wrong:
+        settings = [f"model={model}", f"out={tmp_path / 'out'}", *QUICK, *words]
+        assert main(["sample", *settings]) == 2, words
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_the_scripts_write_a_clip(model, tmp_path):
+    given = files(tmp_path)
+    for task, inputs in (("t2av", []), ("i2av", ["image"]), ("v2a", ["video"]), ("a2v", ["audio"])):
+        script = __import__(f"avgen.sample.{task}", fromlist=["main"])
+        out: Path = tmp_path / f"{task}.mp4"
+        script.main([str(model), "a red ball", *(str(given[n]) for n in inputs), str(out)])
+        assert read_clip(out, video=True, audio=True).clip.video is not None
