@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.data.toybox import Toybox
     from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
     from avgen.models.fit_codecs import load_or_fit
-    from avgen.train.loop import export, train
+    from avgen.train.loop import train
+    from avgen.train.run import export
     from avgen.train.trackers import check_installed
     from avgen.train.watch import Stopped
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
+from avgen.config import ConfigError
 from avgen.data.toybox import ToyboxConfig
 from avgen.flow import FlowConfig
 from avgen.models.architecture import ModelConfig
@@ -129,6 +133,47 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the processes of a run share its work. Each reads its own part of every batch."""
+
+    # ddp: a whole copy each; fsdp: weights, gradients and optimiser cut into one shard each; hsdp: copies, each cut
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    shard: int | None = None  # processes that hold one copy together; null: fsdp all, hsdp those of one node
+    replicate: int | None = None  # copies; null: as many as there are processes for
+    context: int = 1  # processes that share the tokens of one clip: only 1 can be had so far
+
+    def __post_init__(self) -> None:
+        for name in ("shard", "replicate", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.context > 1:
+            raise ValueError(f"context={self.context} must be 1: one clip's tokens cannot be cut over processes yet")
+        if self.strategy == "ddp" and self.shard not in (None, 1):
+            raise ValueError(f"shard={self.shard} must be 1 where strategy=ddp, which cuts nothing: try strategy=hsdp")
+        if self.strategy == "fsdp" and self.replicate not in (None, 1):
+            raise ValueError(f"replicate={self.replicate} must be 1 where strategy=fsdp: try strategy=hsdp")
+
+    def mesh(self, processes: int) -> tuple[int, int]:
+        """(copies, shards of each) for a number of processes."""
+        if self.strategy == "ddp":
+            shard = 1
+        elif self.strategy == "fsdp":
+            shard = self.shard or processes
+        else:  # launchers say how many processes a node runs
+            shard = self.shard or int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        replicate = self.replicate or max(1, processes // shard if self.strategy != "fsdp" else 1)
+        if replicate * shard * self.context != processes:
+            raise ConfigError(
+                "parallel",
+                f"replicate={replicate} x shard={shard} x context={self.context} = {replicate * shard * self.context} "
+                f"must be the number of processes, {processes}: change parallel.shard or parallel.replicate, "
+                f"or start {replicate * shard * self.context} processes",
+            )
+        return replicate, shard
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
@@ -142,6 +187,7 @@ class TrainConfig:
     task_stages: tuple[TaskStage, ...] = ()  # other mixes before that one: [{until_step: 500, tasks: {t2a: 1}}, ...]
     caption_dropout: float = 0.1  # share of captions replaced by the learned null, per sample
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     accumulate: int = 1  # micro-batches per optimiser step
     precision: Literal["fp32", "bf16"] = "bf16"  # of matrix products, by autocast; weights and optimiser stay float32
     compile: bool = False  # torch.compile every block; wants a C++ compiler on the CPU
@@ -183,3 +229,8 @@ class TrainConfig:
     def task_names(self) -> list[str]:
         """Every task of any stage."""
         return sorted({name for mix in (self.tasks, *(stage.tasks for stage in self.task_stages)) for name in mix})
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of matrix products, None for float32."""
+        return {"fp32": None, "bf16": torch.bfloat16}[self.precision]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,79 +14,17 @@ from rich.console import Console
 from torch import Tensor
 
 from avgen import __version__
-from avgen.config import fingerprint, to_plain
+from avgen.config import to_plain
 from avgen.data.stream import InTurn, Order, Share, Source, read_steps
-from avgen.models.dit import AVTransformer
-from avgen.train import checkpoint
 from avgen.train.config import TrainConfig
-from avgen.train.metrics import Meter, gradient_norms
-from avgen.train.optim import Average, Optimizers
+from avgen.train.metrics import gradient_norms
+from avgen.train.parallel import clip, reduce_whole_gradients, sync_gradients
+from avgen.train.run import Run, prepare, save
 from avgen.train.step import Draw, draw, objective, step_losses
 from avgen.train.trackers import Journal, Screen
 from avgen.train.validate import validate
-from avgen.train.watch import Fault, Guard, Stopped, write_fault
+from avgen.train.watch import Fault, Stopped, write_fault
 from avgen.types import Batch
-
-
-@dataclass
-class Run:
-    """A training run's moving parts."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    model: AVTransformer  # bare
-    wrapped: torch.nn.Module  # as accelerate prepared it
-    optimizers: Optimizers
-    average: Average
-    meter: Meter
-    guard: Guard
-    step: int = 0  # optimiser steps done
-    stopping: bool = False
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "config": fingerprint(self.config.model),
-            "model": self.model.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
-            "average": self.average.weights,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        if state["config"] != fingerprint(self.config.model):
-            raise ValueError(
-                f"the checkpoint in {self.config.out} is of another model: give another out=, or its model"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimizers.load_state_dict(state["optimizers"])
-        self.average.weights = {name: value.to(self.model.device) for name, value in state["average"].items()}
-        self.step = state["step"]
-
-
-def prepare(config: TrainConfig) -> Run:
-    """Build everything, from the newest checkpoint in the run's folder if there is one."""
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
-    torch.manual_seed(config.seed)
-    model = AVTransformer.of(config.model).to(accelerator.device)
-    model.set_checkpointing(config.checkpointing)
-    if config.compile:
-        model.compile_blocks()
-    wrapped = accelerator.prepare_model(model)
-    run = Run(
-        config,
-        accelerator,
-        model,
-        wrapped,
-        Optimizers(model, config.optimizer),
-        Average(model, config.ema_decay),
-        Meter(config, accelerator.device),
-        Guard(config.guard, accelerator.device),
-    )
-    saved = checkpoint.checkpoints(config.out / "checkpoints")
-    if saved:
-        run.restore(checkpoint.load(saved[-1]))
-        accelerator.print(f"resuming after step {run.step} from {saved[-1]}")
-    return run
 
 
 def train(config: TrainConfig, source: Source, held_out: Source, console: Console, order: Order | None = None) -> Run:
@@ -131,6 +66,7 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
                     save(run)
                     save_due = False
             screen.step(run.step)
+        run.writer.wait()
     return run
 
 
@@ -146,7 +82,7 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
     config = run.config.optimizer
     losses = accumulate(run, micro_batches, share)
     norms = gradient_norms(run.model)
-    torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), config.clip_norm, norms["all"])
+    clip(run.model.parameters(), config.clip_norm, norms["all"])
     with run.guard.over(run.optimizers.parts, norms["all"]):
         run.optimizers.step(config.factor(run.step, run.config.steps))
     run.average.update(run.model, run.step)
@@ -156,58 +92,43 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
 
 
 def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
-    """Gradients of the whole step's loss; that loss per modality with supervised tokens, this rank's part of it."""
-    config, accelerator = run.config, run.accelerator
+    """Gradients of the whole step's loss; that loss per modality with supervised tokens, this process's part of it."""
+    config = run.config
     places = share.places(share.ranks * sum(part.size for part in micro_batches))
     drawn = [draw(batch, config, run.step, at) for batch, at in zip(micro_batches, places, strict=True)]
     # counted before anything is on the device, so that the normaliser costs no wait
-    totals = global_totals(drawn, accelerator)
+    totals = global_totals(run, drawn)
     logged: dict[str, Tensor] = {}
     for i, part in enumerate(drawn):
-        more = i < len(drawn) - 1
-        with accelerator.no_sync(run.wrapped) if more else nullcontext():
-            with accelerator.autocast():
-                part = part.to(accelerator.device)
-                found = step_losses(run.wrapped, part, config.flow)
-                loss = objective(found, totals, config.flow)
-            # DDP averages gradients over ranks; the normaliser already counts them all
-            accelerator.backward(loss * accelerator.num_processes)
+        sync_gradients(run.wrapped, i == len(drawn) - 1)
+        part = part.to(run.model.device)
+        with torch.autocast(run.model.device.type, config.half, enabled=config.half is not None):
+            found = step_losses(run.wrapped, part, config.flow)
+            loss = objective(found, totals, config.flow)
+        # the processes' gradients are averaged, but the normaliser already counts them all
+        (loss * run.processes.count).backward()
         run.meter.micro_batch(found, part)
         for m, value in found.items():
             if totals[m] > 0:
                 logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / totals[m]
+    reduce_whole_gradients(run.wrapped)
     return logged
 
 
-def global_totals(drawn: list[Draw], accelerator: Accelerator) -> dict[str, float]:
-    """Per modality, the supervised tokens of the whole step: all micro-batches of all ranks."""
-    totals = torch.zeros(2, dtype=torch.float64)
+def global_totals(run: Run, drawn: list[Draw]) -> dict[str, float]:
+    """Per modality, the supervised tokens of the whole step: all micro-batches of all processes.
+
+    The wish to stop travels with them, so that all processes stop after the same step.
+    """
+    totals = torch.zeros(3, dtype=torch.float64)
     for part in drawn:
         for i, stream in enumerate((part.clean.video, part.clean.audio)):
             if stream is not None:
                 totals[i] += stream.weight.sum()
-    if accelerator.num_processes > 1:
-        totals = accelerator.reduce(totals.float().to(accelerator.device), "sum").double().cpu()
-    return dict(zip(("video", "audio"), totals.tolist(), strict=True))
-
-
-def save(run: Run) -> None:
-    if run.accelerator.is_main_process:
-        checkpoint.save(run.config.out / "checkpoints", run.step, run.state(), run.config.keep)
-    run.accelerator.wait_for_everyone()
-
-
-def export(run: Run) -> Path:
-    """The averaged weights as a folder that `AVTransformer.from_pretrained` loads."""
-    folder = run.config.out / "model"
-    back = run.average.swapped(run.model)
-    try:
-        if run.accelerator.is_main_process:
-            run.model.save_pretrained(folder)
-    finally:
-        back()
-    run.accelerator.wait_for_everyone()
-    return folder
+    totals[2] = run.asked_to_stop
+    video, audio, asked = run.processes.summed(totals).tolist()
+    run.stopping = asked > 0
+    return {"video": video, "audio": audio}
 
 
 def write_config(config: TrainConfig, accelerator: Accelerator) -> None:
@@ -223,9 +144,9 @@ def stop_on_signal(run: Run) -> Iterator[None]:
     """SIGTERM and Ctrl-C let the current step finish and be saved; a second Ctrl-C stops at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if run.stopping and number == signal.SIGINT:
+        if run.asked_to_stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        run.stopping = True
+        run.asked_to_stop = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

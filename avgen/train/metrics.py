@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from avgen.flow import Loss
 from avgen.models.cost import BatchShape, step_cost
 from avgen.rate import DTYPES, matmul_rate
 from avgen.train.config import TrainConfig
+from avgen.train.parallel import norm
 from avgen.train.step import Draw
 
 MODALITIES = ("video", "audio")
@@ -83,12 +83,8 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     for name, p in model.named_parameters():
         if p.grad is not None:
             parts.setdefault(part_of(name), []).append(p.grad)
-    norms = {part: whole(torch.nn.utils.get_total_norm(grads)) for part, grads in parts.items()}
+    norms = {part: norm(grads) for part, grads in parts.items()}
     return norms | {"all": torch.linalg.vector_norm(torch.stack(list(norms.values())))}
-
-
-def whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avgen.flow import FlowConfig, Loss, losses, noised
+from avgen.models.architecture import ModelConfig
 from avgen.tasks import NAMED, Task, assign, possible
 from avgen.train.config import TrainConfig
 from avgen.train.rng import noise_like, uniforms
@@ -33,8 +34,30 @@ def draw(batch: Batch, config: TrainConfig, step: int, places: range) -> Draw:
     """Everything random about a micro-batch, from (seed, step, place in the global batch)."""
     seed = config.seed
     tasks = drawn_tasks(config, batch, step, places)
-    batch = drop_captions(assign(batch, tasks), config.caption_dropout, uniforms(2, seed, "caption", step, places))
+    batch = with_every_stream(assign(batch, tasks), config.model)
+    batch = drop_captions(batch, config.caption_dropout, uniforms(2, seed, "caption", step, places))
     return corrupt(batch, config.flow, uniforms(3, seed, "level", step, places), seed, step, places, tasks)
+
+
+def with_every_stream(batch: Batch, model: ModelConfig) -> Batch:
+    """A stream that no sample has, but the model has a tower for, as one token that is not real.
+
+    Then every weight has a gradient, if only zero, whatever tasks a process drew: processes that add up gradients
+    must agree on which there are.
+    """
+    for m, tower in model.towers.items():
+        if getattr(batch, m) is None:
+            stream = absent_stream(batch, m, tower.channels)
+            batch = replace(batch, video=stream) if m == "video" else replace(batch, audio=stream)
+    return batch
+
+
+def absent_stream(batch: Batch, modality: str, channels: int) -> Stream:
+    count = batch.size
+    stream = Stream.of(torch.zeros(count, 1, channels), torch.zeros(count, 1, 2, dtype=torch.float64))
+    if modality == "video":
+        stream = replace(stream, place=torch.zeros(count, 1, 2), extent=torch.ones(count, 2))
+    return replace(stream.give(torch.ones(count, 1, dtype=torch.bool)), valid=torch.zeros(count, 1, dtype=torch.bool))
 
 
 def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: range) -> list[Task]:

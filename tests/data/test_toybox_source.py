@@ -17,9 +17,9 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
-from avgen.train import checkpoint
 from avgen.train.config import OptimizerConfig, ToyboxData, ToyboxShape, TrainConfig
-from avgen.train.loop import accumulate, optimise, prepare, train
+from avgen.train.loop import accumulate, optimise, train
+from avgen.train.run import prepare, save
 from avgen.train.validate import validate
 from tests.models.factory import config as model_config
 from tests.models.factory import scatter
@@ -185,7 +185,8 @@ def test_a_mixture_cut_short_goes_on_exactly(codecs, tmp_path):
     for step in range(6):
         clips = order.clips(step)
         optimise(again, [source.batch([clips[i] for i in places]) for places in share.places(len(clips))], share)
-    checkpoint.save(cut.out / "checkpoints", again.step, again.state(), keep=2)
+    save(again)
+    again.writer.wait()
     resumed = train(cut, source, source, quiet(), order)
     assert resumed.step == whole.step == 10
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))

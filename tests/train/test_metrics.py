@@ -13,8 +13,9 @@ from avgen.data.stream import Share
 from avgen.flow import Loss
 from avgen.models.cost import PARTS, parameters
 from avgen.train import loop
-from avgen.train.loop import accumulate, optimise, prepare, train
+from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import LEVELS, LossTable, gradient_norms, level_name, part_of
+from avgen.train.run import prepare
 from avgen.train.step import draw, step_losses
 from tests.models.factory import config as model_config
 from tests.models.factory import model, scatter

@@ -15,9 +15,10 @@ from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.train import checkpoint
 from avgen.train.config import OptimizerConfig, ToyboxData, TrackingConfig, TrainConfig
-from avgen.train.loop import accumulate, export, optimise, prepare, train
+from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import reproducible
 from avgen.train.rng import noise_like, uniforms
+from avgen.train.run import export, prepare, save
 from avgen.train.step import draw
 from avgen.types import stack_batches
 from tests.models.factory import batch, scatter
@@ -72,7 +73,8 @@ def test_a_run_cut_short_goes_on_exactly(tmp_path, kind):
     again = prepare(cut)
     for step in range(4):
         optimise(again, [Clips().batch(range(step * 4, step * 4 + 4))], Share(4, 1))
-    checkpoint.save(cut.out / "checkpoints", again.step, again.state(), keep=2)
+    save(again)
+    again.writer.wait()
     resumed = train(cut, Clips(), Clips(), quiet())
     assert resumed.step == whole.step == 6
     assert same(weights(whole), weights(resumed))
@@ -157,20 +159,60 @@ def test_shares_cover_the_batch_once():
         Share(10, 2, 0, 2)
 
 
-def test_a_damaged_checkpoint_is_an_error_and_a_half_written_one_is_not_seen(tmp_path):
-    checkpoint.save(tmp_path, 3, {"step": 3}, keep=2)
+def written(folder, step, value=1.0, keep=2):
+    writer = checkpoint.Writer(folder, keep)
+    writer.save(checkpoint.About(step, "", 1), {"model": {"a": torch.full((3,), value)}})
+    writer.wait()
+    return folder / f"step_{step:08d}"
+
+
+def test_a_checkpoint_holds_what_the_tensors_were_when_it_was_asked_for(tmp_path):
+    writer, tensor = checkpoint.Writer(tmp_path, 2), torch.ones(1000)
+    writer.save(checkpoint.About(1, "", 1), {"a": tensor})
+    tensor.zero_()
+    writer.wait()
+    found = {"a": torch.empty(1000)}
+    checkpoint.load(tmp_path / "step_00000001", found)
+    assert torch.equal(found["a"], torch.ones(1000))
+
+
+@pytest.mark.parametrize("harm", ["cut short", "lost", "nonsense", "no index"])
+def test_a_damaged_checkpoint_is_an_error_and_a_half_written_one_is_not_seen(tmp_path, harm):
+    path = written(tmp_path, 3)
     (tmp_path / ".step_00000004.part").mkdir()
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000003"]
-    (tmp_path / "step_00000003" / "state.pt").write_bytes(b"not a checkpoint")
+    assert checkpoint.checkpoints(tmp_path) == [path]
+    shard = next(path.glob("*.distcp"))
+    if harm == "lost":
+        shard.unlink()
+    elif harm == "no index":
+        (path / ".metadata").unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-40] if harm == "cut short" else b"nonsense" * 100)
     with pytest.raises(ValueError, match="cannot be read"):
-        checkpoint.load(tmp_path / "step_00000003")
+        checkpoint.load(path, {"model": {"a": torch.zeros(3)}})
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_an_error(tmp_path):
+    path = written(tmp_path, 3)
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoint.load(path, {"model": {"a": torch.zeros(3), "b": torch.zeros(3)}})
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    writer = checkpoint.Writer(tmp_path / "file", 2)
+    writer.save(checkpoint.About(1, "", 1), {"a": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="could not be written"):
+        writer.wait()
 
 
 def test_the_newest_checkpoints_stay(tmp_path):
     for step in (2, 4, 6, 8):
-        checkpoint.save(tmp_path, step, {"step": step}, keep=2)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000006", "step_00000008"]
-    assert checkpoint.load(tmp_path / "step_00000008") == {"step": 8}
+        written(tmp_path, step, float(step))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000006", "step_00000008"]
+    found = {"model": {"a": torch.zeros(3)}}
+    checkpoint.load(tmp_path / "step_00000008", found)
+    assert torch.equal(found["model"]["a"], torch.full((3,), 8.0))
 
 
 def test_another_model_is_not_resumed_into(tmp_path):

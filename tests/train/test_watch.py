@@ -15,8 +15,9 @@ from avgen.models.text import bytes_of, captions_of
 from avgen.train import __main__ as verb
 from avgen.train import checkpoint, loop
 from avgen.train.config import GuardConfig, OptimizerConfig
-from avgen.train.loop import optimise, prepare, train
+from avgen.train.loop import optimise, train
 from avgen.train.metrics import Reading
+from avgen.train.run import prepare
 from avgen.train.watch import Guard, Stopped
 from tests.train.test_train import Clips, config, quiet, same
 

@@ -1,0 +1,110 @@
+"""A training run's moving parts: built, saved, restored, exported."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from avgen.config import fingerprint
+from avgen.models.dit import AVTransformer
+from avgen.train import checkpoint
+from avgen.train.config import TrainConfig
+from avgen.train.metrics import Meter
+from avgen.train.optim import Average, Optimizers
+from avgen.train.parallel import Processes, gathered, spread
+from avgen.train.watch import Guard
+
+
+@dataclass
+class Run:
+    """A training run's moving parts."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    processes: Processes
+    model: AVTransformer  # bare
+    wrapped: torch.nn.Module  # as the processes share it: the training step's forward pass goes through here
+    optimizers: Optimizers
+    average: Average
+    writer: checkpoint.Writer
+    meter: Meter
+    guard: Guard
+    step: int = 0  # optimiser steps done
+    asked_to_stop: bool = False  # this process was
+    stopping: bool = False  # all processes agreed to, at the same step
+
+    def state(self) -> dict[str, Any]:
+        """Every tensor that a later run must have back; saving and loading happen in place."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "average": self.average.weights,
+        }
+
+    def about(self) -> checkpoint.About:
+        return checkpoint.About(self.step, fingerprint(self.config.model), self.processes.count)
+
+    def restore(self, path: Path) -> None:
+        about = checkpoint.about(path)
+        if about.fingerprint != self.about().fingerprint:
+            raise ValueError(f"the checkpoint in {path} is of another model: give another out=, or its model")
+        checkpoint.load(path, self.state(), self.processes.host)
+        self.step = about.step
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Build everything, from the newest checkpoint in the run's folder if there is one."""
+    # without cpu=True accelerate takes the processes that torchrun starts on CPUs for strangers, without a word
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    processes = Processes.of(accelerator)
+    torch.manual_seed(config.seed)
+    model = AVTransformer.of(config.model)
+    model.set_checkpointing(config.checkpointing)
+    wrapped = spread(model, config.parallel, accelerator, config.half)
+    if config.compile:
+        model.compile_blocks()
+    folder = config.out / "checkpoints"
+    run = Run(
+        config,
+        accelerator,
+        processes,
+        model,
+        wrapped,
+        Optimizers(model, config.optimizer),
+        Average(model, config.ema_decay),
+        checkpoint.Writer(folder, config.keep, processes.files),
+        Meter(config, accelerator.device),
+        Guard(config.guard, accelerator.device),
+    )
+    saved = processes.agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), ""))
+    if saved:
+        run.restore(folder / saved)
+        accelerator.print(f"resuming after step {run.step} from {folder / saved}")
+    return run
+
+
+def save(run: Run) -> None:
+    """Every process must call it; the writing goes on beside the next steps."""
+    run.writer.save(run.about(), run.state())
+
+
+def export(run: Run) -> Path:
+    """The averaged weights, gathered, as a folder that `AVTransformer.from_pretrained` loads."""
+    folder = run.config.out / "model"
+    first = run.accelerator.is_main_process
+    weights: dict[str, torch.Tensor] = {}
+    for name, value in (run.model.state_dict() | run.average.weights).items():
+        whole = gathered(value.detach())
+        if first:
+            weights[name] = whole.cpu()
+    if first:
+        with torch.device("meta"):
+            model = AVTransformer(**asdict(run.config.model))
+        model.load_state_dict(weights, assign=True)
+        model.save_pretrained(folder)
+    run.accelerator.wait_for_everyone()
+    return folder

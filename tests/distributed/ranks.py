@@ -1,0 +1,79 @@
+"""Real processes for the tests of training over several: forked from a server that has imported everything.
+
+Starting an interpreter and importing torch takes seconds, a fork milliseconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PATIENCE_S = 120
+
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["tests.distributed.preload"])
+
+
+def start(ranks: int, function: Callable[..., Any], *args: Any) -> list[BaseProcess]:
+    """`function(*args)` in every one of `ranks` processes, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank in range(ranks):
+        environment = {**launched, "RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
+        process = server.Process(target=_enter, args=(environment, function, args), daemon=True)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def _enter(environment: dict[str, Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    torch.set_num_threads(1)
+    function(*args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def join(processes: list[BaseProcess]) -> list[int | None]:
+    """Their exit codes; when one fails, the others, which would wait for it, are killed."""
+    try:
+        for process in processes:
+            process.join(PATIENCE_S)
+            if process.exitcode != 0:
+                break
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def run(folder: Path, ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `function(*args)` returns in each process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = join(start(ranks, _keep, folder, function, args))
+    for rank in range(ranks):
+        failure = folder / f"{rank}.txt"
+        assert not failure.exists(), failure.read_text()
+    assert codes == [0] * ranks
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def _keep(folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    rank = os.environ.get("RANK", "0")
+    try:
+        torch.save(function(*args), folder / f"{rank}.pt")
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        raise

@@ -1,0 +1,97 @@
+"""Two processes train what one trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from avgen.train.config import OptimizerConfig, ParallelConfig
+from avgen.train.step import drawn_tasks
+from tests.distributed import ranks, training
+
+STRATEGIES = {
+    "ddp": ParallelConfig("ddp"),
+    "fsdp": ParallelConfig("fsdp"),
+    "hsdp": ParallelConfig("hsdp", shard=1),
+}
+OPTIMIZERS = {kind: OptimizerConfig(kind=kind, warmup_steps=5) for kind in ("adamw", "muon")}
+
+
+@pytest.fixture(scope="module", params=OPTIMIZERS)
+def alone(request, tmp_path_factory):
+    """A run of one process: its settings, what it saw, its weights."""
+    changes = {"optimizer": OPTIMIZERS[request.param]}
+    folder = tmp_path_factory.mktemp("alone")
+    [(seen, weights)] = ranks.run(folder, 1, training.watched, training.config(folder / "run", **changes))
+    return changes, seen, weights
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_equal_one(alone, strategy, tmp_path):
+    changes, expected, weights = alone
+    settings = training.config(tmp_path / "run", parallel=STRATEGIES[strategy], **changes)
+    both = ranks.run(tmp_path, 2, training.watched, settings)
+    for seen, found in both:
+        worst = training.furthest(seen.losses, expected.losses)
+        apart = training.difference(found, weights)
+        print(f"{strategy}: losses within {worst:.1e}, weights within {apart:.1e}")
+        assert worst < 1e-5
+        assert apart < 1e-5
+        assert seen.norms == pytest.approx(expected.norms, rel=1e-4)
+        assert seen.rates == expected.rates
+
+
+def test_what_is_random_differs_between_processes_and_follows_the_place_in_the_batch(alone, tmp_path):
+    changes, expected, _ = alone
+    both = ranks.run(tmp_path, 2, training.watched, training.config(tmp_path / "run", steps=3, **changes))
+    drawn = [{draw[:2]: draw[2:] for draw in seen.draws} for seen, _ in both]
+    alone_drew = {draw[:2]: draw[2:] for draw in expected.draws if draw[0] < 3}
+    assert {place for _, place in drawn[0]} == {0, 1}
+    assert {place for _, place in drawn[1]} == {2, 3}
+    together = drawn[0] | drawn[1]
+    assert together.keys() == alone_drew.keys()
+    for where, (task, levels, noise) in together.items():
+        its_task, its_levels, its_noise = alone_drew[where]
+        assert (task, levels) == (its_task, its_levels)
+        for m in noise:
+            count = min(len(noise[m]), len(its_noise[m]))  # tokens; a batch is padded to its longest
+            assert torch.equal(noise[m][:count], its_noise[m][:count])
+    for at in range(3):
+        assert not torch.equal(drawn[0][at, 0][2]["video"][:1], drawn[1][at, 2][2]["video"][:1])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_tower_that_one_process_does_not_use_is_no_trouble(strategy, tmp_path):
+    """Two clips a step: some steps make one process a picture without sound, the other the sound alone."""
+    changes = {"batch": 2, "tasks": {"t2v": 1, "t2a": 1}, "steps": 6}
+    settings = training.config(tmp_path / "run", parallel=STRATEGIES[strategy], **changes)
+    tasks = [
+        {task.name for task in drawn_tasks(settings, training.Both().batch(range(2)), step, range(2))}
+        for step in range(6)
+    ]
+    assert {"t2v", "t2a"} in tasks
+    [(expected, weights)] = ranks.run(
+        tmp_path / "one", 1, training.watched, training.config(tmp_path / "a", **changes), training.Both()
+    )
+    for seen, found in ranks.run(tmp_path / "two", 2, training.watched, settings, training.Both()):
+        assert training.furthest(seen.losses, expected.losses) < 1e-5
+        assert seen.norms == pytest.approx(expected.norms, rel=1e-5)
+        # gradients through one caption are small, and Adam divides their rounding by their size
+        assert training.difference(found, weights) < 1e-4
+
+
+def test_accumulation_over_two_processes_equals_the_big_batch(tmp_path):
+    """16 ragged clips with silent ones among them, as one batch and as 2 processes x 4 x 2."""
+    [(expected, weights)] = ranks.run(
+        tmp_path / "one", 1, training.watched, training.config(tmp_path / "a", batch=16, steps=4)
+    )
+    [(parts, in_parts)] = ranks.run(
+        tmp_path / "4", 1, training.watched, training.config(tmp_path / "b", batch=16, steps=4, accumulate=4)
+    )
+    assert training.furthest(parts.losses, expected.losses) < 1e-5
+    assert training.difference(in_parts, weights) < 1e-5
+    for strategy in ("ddp", "fsdp"):
+        settings = training.config(tmp_path / strategy, batch=16, steps=4, accumulate=4, parallel=STRATEGIES[strategy])
+        for seen, found in ranks.run(tmp_path / f"2 {strategy}", 2, training.watched, settings):
+            assert training.furthest(seen.losses, expected.losses) < 1e-5
+            assert training.difference(found, weights) < 1e-5

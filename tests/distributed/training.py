@@ -1,0 +1,133 @@
+"""What the processes of the tests do: real, tiny training runs, and what is seen of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+
+from avgen.train import loop
+from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from avgen.train.parallel import gathered
+from avgen.types import stack_batches
+from tests.models.factory import batch, scatter
+from tests.models.factory import config as model_config
+
+
+class Clips:
+    """Ragged clips by index; every third is silent, every fifth blind."""
+
+    def batch(self, indices):
+        return stack_batches([self.clip(i) for i in indices])
+
+    def clip(self, i):
+        clip = batch((f"clip {i}",), frames=2 + i % 3, audio_steps=4 + i % 4, level=1.0, seed=i)
+        if i % 5 == 4:
+            return replace(clip, video=None)
+        return replace(clip, audio=None) if i % 3 == 2 else clip
+
+
+class Both(Clips):
+    """Clips that lack nothing."""
+
+    def clip(self, i):
+        return batch((f"clip {i}",), frames=2 + i % 3, audio_steps=4 + i % 4, level=1.0, seed=i)
+
+
+def config(folder, **changes):
+    defaults = TrainConfig(
+        model=model_config(),
+        steps=20,
+        batch=4,
+        out=folder,
+        data=ToyboxData(workers=0),
+        tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
+        optimizer=OptimizerConfig(kind="adamw", warmup_steps=5),
+        precision="fp32",
+        validate_every=1000,
+        validation_clips=4,
+        save_every=1000,
+        log_every=1,
+    )
+    return replace(defaults, **changes)
+
+
+def quiet():
+    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+
+
+def opened(model):
+    """A fresh model has closed gates, behind which half of it has no gradient."""
+    return scatter(model)
+
+
+class Seen:
+    """Everything random that a process drew, and the rates and gradients of its steps."""
+
+    def __init__(self):
+        self.draws, self.rates, self.norms, self.losses = [], [], [], []
+
+
+def watched(settings, source=None):
+    """Train; what this process saw, and the whole weights at the end."""
+    seen = Seen()
+    real_draw, real_optimise, real_model = loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"]
+
+    def draw(clips, config, at, places):
+        drawn = real_draw(clips, config, at, places)
+        for row, place in enumerate(places):
+            streams = {m: getattr(drawn.noisy, m) for m in ("video", "audio")}
+            noise = {m: getattr(drawn.noise, m)[row, :4].clone() for m in streams}
+            levels = {m: s.levels[row].amax().item() for m, s in streams.items() if s.present[row]}
+            seen.draws.append((at, place, drawn.tasks[row], levels, noise))
+        return drawn
+
+    def optimise(run, *rest):
+        found = real_optimise(run, *rest)
+        seen.rates.append([sorted({group["lr"] for group in part.param_groups}) for part in run.optimizers.parts])
+        seen.norms.append(run.meter.norms[-1]["all"].item())
+        seen.losses.append(
+            {m: run.processes.summed(v.detach().clone()).item() for m, v in found.items() if m in ("video", "audio")}
+        )
+        return found
+
+    class Opened(real_model):
+        def initialise(self):
+            super().initialise()
+            opened(self)
+
+    loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"] = draw, optimise, Opened
+    try:
+        run = loop.train(settings, source or Clips(), Clips(), quiet())
+    finally:
+        loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"] = real_draw, real_optimise, real_model
+    return seen, whole(run)
+
+
+def whole(run):
+    weights = {name: gathered(value.detach()).clone() for name, value in run.model.state_dict().items()}
+    return weights | {f"average {name}": gathered(value).clone() for name, value in run.average.weights.items()}
+
+
+def difference(one, other):
+    """The largest difference of two sets of weights.
+
+    A bias common to all keys of a softmax changes nothing: its gradient is zero but for rounding, which Adam, blind to
+    size, makes into steps. The byte encoder's is left out; the towers' keys are normalised after theirs.
+    """
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name])[meant(name, one[name])].abs().max().item() for name in one)
+
+
+def furthest(losses, others):
+    """The largest difference between the losses of two runs' steps."""
+    assert len(losses) == len(others)
+    assert all(one.keys() == other.keys() for one, other in zip(losses, others, strict=True))
+    return max(abs(one[m] - other[m]) for one, other in zip(losses, others, strict=True) for m in one)
+
+
+def meant(name, value):
+    third = len(value) // 3 if value.dim() else 0
+    return torch.tensor([not (name.endswith("qkv.bias") and third <= i < 2 * third) for i in range(len(value))])
