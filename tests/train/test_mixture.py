@@ -13,8 +13,9 @@ from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.tasks import NAMED, possible
 from avgen.train.config import TaskStage, TrainConfig
-from avgen.train.loop import accumulate, export, prepare, train
+from avgen.train.loop import accumulate, train
 from avgen.train.metrics import gradient_norms
+from avgen.train.run import export, prepare
 from avgen.train.step import draw, drawn_tasks, objective, step_losses
 from avgen.train.trackers import METRICS, read_metrics
 from avgen.types import stack_batches

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avgen.train.loop import prepare
 from avgen.train.metrics import LEVELS, level_name
+from avgen.train.run import prepare
 from avgen.train.validate import shared, validate
 from tests.models.factory import scatter
 from tests.train.test_train import Clips, config
