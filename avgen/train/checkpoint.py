@@ -15,7 +15,7 @@ import threading
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -100,6 +100,12 @@ class Writer:
     group: dist.ProcessGroup | None = None  # gloo, used by the writing thread alone; None: there is one process
     _thread: threading.Thread | None = None
     _failed: list[BaseException] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
 
     def save(self, about: About, state: State) -> None:
         """Copy the state to the host, and return: the disk can wait, the next step cannot."""

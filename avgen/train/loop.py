@@ -38,7 +38,7 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
     share = Share(config.batch, config.accumulate, run.accelerator.process_index, run.accelerator.num_processes)
     journal = Journal(config, run.accelerator, run.step)
     screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
-    with stop_on_signal(run), journal.open(), screen.open():
+    with stop_on_signal(run), run.writer, journal.open(), screen.open():
         order = order or InTurn(config.batch)
         reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
         run.meter.clear()
@@ -66,7 +66,6 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
                     save(run)
                     save_due = False
             screen.step(run.step)
-        run.writer.wait()
     return run
 
 
