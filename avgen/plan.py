@@ -33,6 +33,7 @@ from avgen.rate import DTYPES, MATMUL_SIZE, matmul_rate
 from avgen.types import AudioGeometry, TimeGrid, VideoGeometry
 
 WIDEST = 100  # columns
+EFFICIENCY = 0.4
 SIZES = ((256, 448), (480, 832), (720, 1280))
 DURATIONS_S = (5.0, 10.0)
 
@@ -88,7 +89,7 @@ class PlanConfig:
     ema: bool = True  # a float32 average of the weights on the device
     device: Literal["h200", "h100", "a100", "here"] = "h200"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
-    efficiency: float = 0.4  # share of that rate a step reaches: an assumption (well-tuned transformers: 0.3 to 0.5)
+    efficiency: float = EFFICIENCY  # share of that rate a step reaches: assumed (well-tuned transformers: 0.3 to 0.5)
     sizes: bool = False  # one line per size (256p, 480p, 720p; 5 and 10 s) instead of one plan
 
     def __post_init__(self) -> None:
@@ -160,6 +161,20 @@ def plan(config: PlanConfig, rate: Rate) -> Plan:
     fused_norm = config.device != "here" or torch.cuda.is_available()
     need = memory(config.model, batch, config.dtype, config.checkpointing, config.ema, fused_norm)
     return Plan(batch, cost, need, cost.executed / (rate.tflops * 1e12 * config.efficiency))
+
+
+def predict(
+    model: ModelConfig,
+    batch: BatchShape,
+    flops_per_s: float,
+    dtype: Dtype,
+    checkpointing: Checkpointing,
+    device: torch.device,
+) -> Plan:
+    """The prediction for a batch that is there, on a device whose rate was measured."""
+    cost = step_cost(model, batch, checkpointing)
+    need = memory(model, batch, dtype, checkpointing, fused_norm=device.type == "cuda")
+    return Plan(batch, cost, need, cost.executed / (flops_per_s * EFFICIENCY))
 
 
 def rate_of(config: PlanConfig) -> Rate:

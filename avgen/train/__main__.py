@@ -17,14 +17,16 @@ EXAMPLES = (
 def main(argv: list[str] | None = None) -> int:
     config = command.configure(TrainConfig, "train", argv, "train a model by flow matching", EXAMPLES)
     # here, not above: a mistyped key must not wait for the models to be imported
+    from accelerate import PartialState
     from rich.console import Console
 
     from avgen.data.toybox import Toybox
     from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
     from avgen.models.fit_codecs import load_or_fit
+    from avgen.train.curves import CurvesConfig, draw
     from avgen.train.loop import train
     from avgen.train.run import export
-    from avgen.train.trackers import check_installed
+    from avgen.train.trackers import METRICS, check_installed
     from avgen.train.watch import Stopped
 
     check_installed(config.tracking)
@@ -40,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return command.FAILED
+    finally:
+        if PartialState().is_main_process and (config.out / METRICS).exists():
+            draw(CurvesConfig(config.out))
     if run.step < config.steps:
         console.print(f"stopped after step {run.step} and saved: the same command goes on from there")
         return command.INTERRUPTED

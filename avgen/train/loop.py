@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
-from avgen import __version__
-from avgen.config import to_plain
 from avgen.data.stream import InTurn, Order, Share, Source, read_steps
+from avgen.train import record
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import gradient_norms
 from avgen.train.parallel import clip, reduce_whole_gradients, sync_gradients
@@ -33,8 +31,9 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
     A run that goes wrong raises `Stopped` and leaves its checkpoints as they are.
     Without an `order` the source's clips are read one after another.
     """
+    held_before = record.held_bytes()
     run = prepare(config)
-    write_config(config, run.accelerator)
+    record.begin(config, run.accelerator)
     share = Share(config.batch, config.accumulate, run.accelerator.process_index, run.accelerator.num_processes)
     journal = Journal(config, run.accelerator, run.step)
     screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
@@ -42,14 +41,15 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
         order = order or InTurn(config.batch)
         reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
         run.meter.clear()
-        save_due = False
-        while run.step < config.steps and not run.stopping:
+        save_due = stopping = False
+        while run.step < config.steps and not stopping:
             with run.meter.waiting():
                 micro_batches = next(reading)
             optimise(run, micro_batches, share)
-            last = run.step == config.steps
+            # asked once: a signal that comes after this lets one more step be taken, and saved
+            last, stopping = run.step == config.steps, run.stopping
             log_due, validation_due = (last or run.step % n == 0 for n in (config.log_every, config.validate_every))
-            save_due = save_due or run.step % config.save_every == 0 or last or run.stopping
+            save_due = save_due or run.step % config.save_every == 0 or last or stopping
             if log_due or save_due:
                 seen = run.meter.read(run.accelerator)
                 if log_due:
@@ -62,10 +62,12 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
                 if validation_due:
                     journal.write(run.step, validate(run.model, run.average, held_out, config, run.accelerator))
                 # weights that may be diverging wait: they would push a good checkpoint out
-                if save_due and (last or run.stopping or not run.guard.doubtful):
+                if save_due and (last or stopping or not run.guard.doubtful):
                     save(run)
                     save_due = False
             screen.step(run.step)
+    if said := record.finish(config, run.accelerator, run.meter, held_before):
+        console.print(said, highlight=False)
     return run
 
 
@@ -128,14 +130,6 @@ def global_totals(run: Run, drawn: list[Draw]) -> dict[str, float]:
     video, audio, asked = run.processes.summed(totals).tolist()
     run.stopping = asked > 0
     return {"video": video, "audio": audio}
-
-
-def write_config(config: TrainConfig, accelerator: Accelerator) -> None:
-    """What made this run, beside what it makes."""
-    if accelerator.is_main_process:
-        config.out.mkdir(parents=True, exist_ok=True)
-        made_by = {"avgen": __version__, "torch": torch.__version__, "config": to_plain(config)}
-        (config.out / "run.json").write_text(json.dumps(made_by, indent=2) + "\n")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ class Meter:
         self.table = LossTable(config.task_names, device)
         # so that a rank's share of the machine's rate is known: measured by all ranks at once
         self.rate = matmul_rate(device, DTYPES[config.precision])
+        self.shapes: Counter[BatchShape] = Counter()  # this rank's micro-batches, by what they cost
         self.costs: dict[BatchShape, int] = {}
         self.clear()
 
@@ -133,6 +135,7 @@ class Meter:
         if shape not in self.costs:
             self.costs[shape] = step_cost(self.config.model, shape).model
         self.flops += self.costs[shape]
+        self.shapes[shape] += 1
 
     def step(self, step: int, losses: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
         """An optimiser step is over; a modality without supervised tokens is left out of `losses`."""

@@ -97,6 +97,17 @@ def test_a_signal_saves_the_step_and_stops(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_signal_during_validation_does_not_lose_the_steps_since_the_last_save(tmp_path):
+    class Interrupting(Clips):
+        def batch(self, indices):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(indices)
+
+    stopped = train(config(tmp_path, save_every=100), Clips(), Interrupting(), quiet())
+    assert stopped.step < 6
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [f"step_{stopped.step:08d}"]
+
+
 def test_accumulation_equals_the_big_batch(tmp_path):
     """Ragged, with clips that lack sound: the loss is per supervised token of the step, not per micro-batch."""
     gradients = []
