@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
