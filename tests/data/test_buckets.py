@@ -143,7 +143,9 @@ def test_a_catalogue_is_grouped_by_shape() -> None:
     mixed, keys = grouped([slow, fast, tall, slow], tokens, mixed_fps=True)
     assert [(list(map(int, b.clips)), b.tokens) for b in mixed] == [([0, 1, 3], 15), ([2], 20)]
     assert keys[0].fps is None
-    assert Schedule(mixed, 1).clips(0)
+    assert all(bucket.clips.is_shared() for bucket in mixed)  # reading processes map them instead of copying
+    schedule = Schedule(mixed, 4)
+    assert {clip for step in range(12) for clip in schedule.clips(step)} == {0, 1, 2, 3}
 
 
 def test_a_budget_that_holds_no_batch_is_refused() -> None:
