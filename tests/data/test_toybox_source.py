@@ -206,9 +206,9 @@ def test_a_mixture_teaches_every_shape(codecs, tmp_path):
     config, source, order = mixed_run(codecs, tmp_path, step_tokens=400, steps=80, batch=4)
     before = prepare(config)
     held_out = sources(codecs, split="test")
-    first = [validate(before.model, before.average, world, config) for world in held_out]
+    first = [validate(before.model, before.average, world, config, before.accelerator) for world in held_out]
     run = train(config, source, held_out[0], quiet(), order)
-    last = [validate(run.model, run.average, world, config) for world in held_out]
+    last = [validate(run.model, run.average, world, config, run.accelerator) for world in held_out]
     for early, late in zip(first, last, strict=True):
         for name in ("held_out/t2av/video", "held_out/t2av/audio"):
             assert late[name] < 0.96 * early[name]

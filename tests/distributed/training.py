@@ -70,7 +70,7 @@ class Seen:
         self.draws, self.rates, self.norms, self.losses = [], [], [], []
 
 
-def watched(settings, source=None):
+def watched(settings, source=None, order=None):
     """Train; what this process saw, and the whole weights at the end."""
     seen = Seen()
     real_draw, real_optimise, real_model = loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"]
@@ -100,7 +100,7 @@ def watched(settings, source=None):
 
     loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"] = draw, optimise, Opened
     try:
-        run = loop.train(settings, source or Clips(), Clips(), quiet())
+        run = loop.train(settings, source or Clips(), Clips(), quiet(), order)
     finally:
         loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"] = real_draw, real_optimise, real_model
     return seen, whole(run)
