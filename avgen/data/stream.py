@@ -101,8 +101,9 @@ def read_steps(
     return chain((read[step] for step in range(first, ahead)), started)
 
 
-# Read by the training process itself: workers need seconds to import torch, and a step is read in a fraction of one.
-STARTING_STEPS = 6
+# Read by the training process itself: workers need as long as several steps to import what reading takes, and a step
+# is read in a fraction of its own time.
+STARTING_STEPS = 12
 # of torch and of the libraries under numpy: idle threads that spin in a worker take the training step's cores
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -12,7 +12,7 @@ import torch
 
 from avgen.data.stream import STARTING_STEPS, THREADS, InTurn, Share, read_steps
 
-STEPS = 12
+STEPS = STARTING_STEPS + 6
 
 
 @dataclass(frozen=True)
