@@ -103,7 +103,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenMedia:
     """A request's files in the clip's form, whatever part of them the task then hands to the model."""
 
     task: Task
@@ -127,7 +127,7 @@ def length_of(request: Request, task: str) -> float | None:
     return info.duration_s
 
 
-def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, edit: Edit) -> Given:
+def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, edit: Edit) -> GivenMedia:
     """The request's files as frames and samples of the clip's form, and the task made exact."""
     request.check(task)
     frames = wave = None
@@ -141,7 +141,7 @@ def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, ed
     if source is not None and (request.audio is not None or probe(source).audio is not None):
         wave, real[1] = read_sound(source, form, sound, notes)
     exact = NAMED[task] if task in NAMED else made_exact(task, form, edit, frames, wave, real)
-    return Given(exact, frames, wave, tuple(notes), (real[0], real[1]))
+    return GivenMedia(exact, frames, wave, tuple(notes), (real[0], real[1]))
 
 
 def made_exact(

@@ -18,12 +18,13 @@ from avgen.config import to_plain
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.text import ByteText, TextEncoder
-from avgen.sample.inputs import Form, Given, Request, length_of, read_given, whole
+from avgen.sample.inputs import Form, GivenMedia, Request, length_of, read_given
 from avgen.sample.method import DEFAULT, Method
+from avgen.sample.restore import restored
 from avgen.sample.windows import generate_long
 from avgen.tasks import V2A, assign
 from avgen.train.rng import generator
-from avgen.types import Batch, Clip, Text
+from avgen.types import Batch, Clip, Stream, Text
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Made:
 
     clip: Clip
     request: Request
-    given: Given
+    given: GivenMedia
     record: dict[str, Any]  # plain data: prompt, seed, settings, fingerprint of the model
 
 
@@ -169,7 +170,7 @@ class AVPipeline(DiffusionPipeline):
     def make_from(
         self,
         requests: Sequence[Request],
-        given: Sequence[Given],
+        given: Sequence[GivenMedia],
         form: Form,
         method: Method = DEFAULT,
         after_step: Callable[[int, int], None] = lambda done, of: None,
@@ -189,13 +190,22 @@ class AVPipeline(DiffusionPipeline):
                 after_step=after_step,
             )
         clips = self.decode(tokens, form, len(requests))
+        cell = self.video_codec.geometry.pixels_per_token
+        of = {"video": form.height // cell * (form.width // cell), "audio": 1}
+        grids = {"video": self.video_codec.geometry.time, "audio": self.audio_codec.geometry.time}
+        taken = {m: steps_given(stream, of[m]) for m in of if (stream := getattr(batch, m)) is not None}
         settings = {**asdict(form), **to_plain(method), "model": self.fingerprint}
         return [
-            Made(restored(clip, g), r, g, described(r) | {"task": g.task.name} | settings)
-            for clip, r, g in zip(clips, requests, given, strict=True)
+            Made(
+                restored(clip, g, {m: rows[i] for m, rows in taken.items()}, grids),
+                r,
+                g,
+                described(r) | {"task": g.task.name} | settings,
+            )
+            for i, (clip, r, g) in enumerate(zip(clips, requests, given, strict=True))
         ]
 
-    def batch(self, requests: Sequence[Request], given: Sequence[Given], form: Form) -> Batch:
+    def batch(self, requests: Sequence[Request], given: Sequence[GivenMedia], form: Form) -> Batch:
         """Clean tokens of the whole clip; zeros where nothing is given."""
         codec, sound = self.video_codec, self.audio_codec
         height, width = (side // codec.geometry.space_stride for side in (form.height, form.width))
@@ -218,7 +228,7 @@ class AVPipeline(DiffusionPipeline):
         assert clip.video is not None
         assert clip.fps is not None
         form = Form(clip.video_duration_s, clip.fps, *clip.video.shape[1:3])
-        batch = self.batch([Request()], [Given(V2A, clip.video, clip.audio)], form)
+        batch = self.batch([Request()], [GivenMedia(V2A, clip.video, clip.audio)], form)
         streams = {"video": batch.video, "audio": batch.audio}
         return self.decode({m: s.x.to(self.model.device) for m, s in streams.items() if s is not None}, form, 1)[0]
 
@@ -261,14 +271,9 @@ def sample_noise(x: Tensor, modality: str, keys: Sequence[tuple[int, str]]) -> T
     return torch.stack(rows).to(x.device, x.dtype)
 
 
-def restored(clip: Clip, given: Given) -> Clip:
-    """The clip with what was given whole put back as it was given, not as the codec made it."""
-    video, audio = whole(given.task)
-    if video and given.frames is not None:
-        clip = replace(clip, video=given.frames)
-    if audio and given.wave is not None:
-        clip = replace(clip, audio=given.wave)
-    return clip
+def steps_given(stream: Stream, of: int) -> Tensor:
+    """(B, steps) bool: latent steps of `of` tokens each that are given whole."""
+    return (stream.level == 0).unflatten(1, (-1, of)).all(-1)
 
 
 def described(request: Request) -> dict[str, Any]:

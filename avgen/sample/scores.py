@@ -22,7 +22,7 @@ from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
 from avgen.data.toybox.reader import Reading, Tally, read_events, score, score_caption
 from avgen.data.toybox.world import Split, render_facts
 from avgen.sample.guidance import Guidance
-from avgen.sample.inputs import Given, Request
+from avgen.sample.inputs import GivenMedia, Request
 from avgen.sample.method import Method, Precision
 from avgen.sample.pipeline import AVPipeline
 from avgen.sample.solvers import SolverConfig
@@ -140,12 +140,14 @@ def scores(
     return found
 
 
-def given_of(task: str, item: ToyClip) -> Given:
+def given_of(task: str, item: ToyClip) -> GivenMedia:
     """What the task is given of an item: of the picture no more than an image file would hold."""
     assert item.clip.video is not None
     if task == "i2av":
-        return Given(NAMED[task], np.repeat(item.clip.video[:1], len(item.clip.video), axis=0))
-    return Given(NAMED[task], item.clip.video if task == "v2a" else None, item.clip.audio if task == "a2v" else None)
+        return GivenMedia(NAMED[task], np.repeat(item.clip.video[:1], len(item.clip.video), axis=0))
+    return GivenMedia(
+        NAMED[task], item.clip.video if task == "v2a" else None, item.clip.audio if task == "a2v" else None
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from avgen.sample.solvers import SolverConfig
 
 MEANS = torch.tensor([[-1.5, 0.3], [0.2, 1.1], [1.4, -0.9]], dtype=torch.float64)
-STD = 0.5  # so wide that no basin has an edge, where the smallest error decides which mode is reached
+STD = 0.5
 
 
 def velocity(x, t):
@@ -39,11 +39,13 @@ def error(kind, steps, shift=1.0):
     return {m: float((truth[m] - found[m]).square().mean().sqrt()) for m in truth}
 
 
-@pytest.mark.parametrize("shift", [1.0])
-def test_second_order_at_12_steps_is_closer_than_euler_at_30(shift):
+@pytest.mark.parametrize("std", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("shift", [0.5, 1.0])  # of the picture; the sound's is twice that
+def test_second_order_at_12_steps_is_closer_than_euler_at_30(shift, std, monkeypatch):
+    monkeypatch.setattr("tests.sample.test_solvers.STD", std)
     euler, multistep = error("euler", 30, shift), error("multistep", 12, shift)
     for m in euler:
-        assert multistep[m] < euler[m]
+        assert multistep[m] < (0.5 if std > 0.3 else 1) * euler[m]
 
 
 @pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2), ("multistep", 2)])

@@ -1,0 +1,128 @@
+"""Clips longer than the model knows, and what was given standing in them as it was."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avgen.data.media import read_clip
+from avgen.sample import windows
+from avgen.sample.inputs import Edit
+from avgen.sample.method import Method
+from avgen.sample.restore import faded, units
+from avgen.sample.solvers import SolverConfig
+from avgen.sample.windows import OVERLAP, spans
+from avgen.types import TimeGrid
+from tests.sample.factory import files, pipeline
+
+QUICK = Method(SolverConfig("euler", 2))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline()
+
+
+@given(st.floats(0.3, 40), st.floats(0.5, 10))
+def test_windows_cover_the_clip_and_each_goes_on_from_the_one_before(duration_s, window_s):
+    found = spans(duration_s, window_s)
+    assert found[0][0] == 0
+    assert found[-1][1] == duration_s
+    for (a, b), (c, d) in itertools.pairwise(found):
+        assert a < c <= b - OVERLAP * window_s + 1e-9
+        assert d > b
+    if len(found) > 1:
+        assert all(end - start == pytest.approx(window_s) for start, end in found)
+
+
+def test_every_token_is_made_once_and_later_windows_are_given_what_came_before(pipe, monkeypatch):
+    seen = []
+    original = windows.generate
+
+    def watched(model, batch, noise, *rest, **options):
+        out = original(model, batch, noise, *rest, **options)
+        seen.append({m: (getattr(batch, m), out[m]) for m in out})
+        return out
+
+    monkeypatch.setattr(windows, "generate", watched)
+    made = pipe(prompt="a", duration_s=3.25, method=QUICK)[0].clip
+    assert made.video.shape[0] == 26
+    assert made.audio.shape[1] == 52000
+    assert len(seen) == 4
+    for m, every in (("video", 13 * 4), ("audio", 65)):
+        assert sum(int((window[m][0].level > 0).sum()) for window in seen) == every
+        for before, after in itertools.pairwise(seen):
+            known = after[m][0].level[0] == 0
+            assert known.any()
+            count = int(known.sum())
+            assert known[:count].all()
+            assert torch.equal(after[m][0].x[:, :count], after[m][1][:, :count])
+            if after is not seen[-1]:
+                assert torch.equal(before[m][1][:, -count:], after[m][1][:, :count])
+            assert float(after[m][0].time.min()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_long_clip_begins_as_the_short_one(pipe, monkeypatch):
+    tokens = []
+    decode = pipe.decode
+    monkeypatch.setattr(pipe, "decode", lambda x, *rest: tokens.append(x) or decode(x, *rest))
+    for seconds in (1.0, 2.5):
+        pipe(prompt="a", duration_s=seconds, method=QUICK)
+    for m in ("video", "audio"):
+        short, long = (t[m] for t in tokens)
+        assert torch.equal(short, long[:, : short.shape[1]])
+
+
+def test_extend_keeps_what_it_is_given(pipe, tmp_path):
+    source = files(tmp_path)["video"]
+    ours = pipe(task="extend", video=source, duration_s=2.5, prompt="a", method=QUICK)[0].clip
+    given_clip = read_clip(source, 0, 1.0, fps=8, size=(16, 16), sample_rate_hz=16000, channels=1).clip
+    assert np.array_equal(ours.video[:8], given_clip.video)
+    assert np.array_equal(ours.audio[:, :15900], given_clip.audio[:, :15900])
+    assert ours.video.shape[0] == 20
+    assert not np.array_equal(ours.video[8], ours.video[7])
+    with pytest.raises(ValueError, match="leaves nothing to add"):
+        pipe(task="extend", video=source, duration_s=1.0, method=QUICK)
+
+
+def test_inpaint_makes_the_hole_anew_and_nothing_else(pipe, tmp_path):
+    source = files(tmp_path)["video"]
+    given_clip = read_clip(source, 0, 1.0, fps=8, size=(16, 16), sample_rate_hz=16000, channels=1).clip
+    made = pipe(task="inpaint", video=source, method=Method(QUICK.solver, edit=Edit(hole_s=(0.5, 0.75))))[0].clip
+    changed = (made.video != given_clip.video).any((1, 2, 3))
+    assert changed.tolist() == [False] * 4 + [True] * 2 + [False] * 2
+    assert np.array_equal(made.audio[:, :7900], given_clip.audio[:, :7900])
+    assert not np.array_equal(made.audio[:, 8000:12000], given_clip.audio[:, 8000:12000])
+    only = pipe(task="inpaint", video=source, method=Method(QUICK.solver, edit=Edit(remake="audio")))[0].clip
+    assert np.array_equal(only.video, given_clip.video)
+    assert not np.array_equal(only.audio, given_clip.audio)
+
+
+def test_fades_lie_within_what_is_given():
+    inside = np.zeros(100, bool)
+    inside[:40] = inside[60:80] = True
+    share = faded(inside, 5)
+    assert (share[~inside] == 0).all()
+    assert (share[:35] == 1).all()
+    assert (np.diff(share[35:40]) < 0).all()
+    assert share[70] == 1
+    assert np.abs(np.diff(share)).max() <= 0.2
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 3), st.data())
+def test_units_are_those_whose_interval_the_grid_states(steps, stride, delay, data):
+    grid = TimeGrid(stride, data.draw(st.sampled_from([1, stride])), min(delay, stride - 1))
+    taken = torch.tensor(data.draw(st.lists(st.booleans(), min_size=steps, max_size=steps)))
+    count = grid.units(steps) - grid.delay
+    if count < 1:
+        return
+    found = units(taken, grid, count)
+    starts = grid.intervals(steps, 1.0)
+    for unit in range(count):
+        step = int(((starts[:, 0] <= unit) & (unit < starts[:, 1])).nonzero()[0, 0])
+        assert found[unit] == taken[step]
