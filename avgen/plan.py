@@ -6,6 +6,7 @@ avgen.models.memory); nothing is built and nothing is loaded. Only `device=here`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,7 @@ from avgen.models.cost import (
     StepCost,
     StreamShape,
     audio_tokens,
+    linears,
     parameters,
     step_cost,
     video_tokens,
@@ -87,13 +89,15 @@ class PlanConfig:
     dtype: Dtype = "bf16"  # bf16 = autocast over float32 weights
     checkpointing: Checkpointing = "none"  # what the blocks keep for the backward pass
     ema: bool = True  # a float32 average of the weights on the device
+    optimizer_kind: Literal["adamw", "muon"] = "adamw"  # muon remembers one number per weight of the blocks, adamw two
+    shard: int = 1  # devices that cut weights, gradients, optimiser and average between them
     device: Literal["h200", "h100", "a100", "here"] = "h200"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
     efficiency: float = EFFICIENCY  # share of that rate a step reaches: assumed (well-tuned transformers: 0.3 to 0.5)
     sizes: bool = False  # one line per size (256p, 480p, 720p; 5 and 10 s) instead of one plan
 
     def __post_init__(self) -> None:
-        for name in ("duration_s", "fps", "batch", "caption_tokens", "levels"):
+        for name in ("duration_s", "fps", "batch", "caption_tokens", "levels", "shard"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={value} must be positive")
         if not 0 < self.efficiency <= 1:
@@ -160,7 +164,17 @@ def plan(config: PlanConfig, rate: Rate) -> Plan:
     cost = step_cost(config.model, batch, config.checkpointing)
     fused_norm = config.device != "here" or torch.cuda.is_available()
     need = memory(config.model, batch, config.dtype, config.checkpointing, config.ema, fused_norm)
+    need = held(need, config.model, config.optimizer_kind, config.shard)
     return Plan(batch, cost, need, cost.executed / (rate.tflops * 1e12 * config.efficiency))
+
+
+def held(need: Memory, model: ModelConfig, optimizer: str, shard: int) -> Memory:
+    """Memory on one device of `shard`, with another optimiser than AdamW's two moments."""
+    moments = need.optimiser
+    if optimizer == "muon":
+        moments -= 4 * sum(x.count * x.source * x.target for x in linears(model) if x.in_block and not x.again)
+    cut = {"weights": need.weights, "gradients": need.gradients, "optimiser": moments, "ema": need.ema}
+    return replace(need, **{name: -(-size // shard) for name, size in cut.items()})
 
 
 def predict(
@@ -170,10 +184,12 @@ def predict(
     dtype: Dtype,
     checkpointing: Checkpointing,
     device: torch.device,
+    optimizer: str,
+    shard: int,
 ) -> Plan:
     """The prediction for a batch that is there, on a device whose rate was measured."""
     cost = step_cost(model, batch, checkpointing)
-    need = memory(model, batch, dtype, checkpointing, fused_norm=device.type == "cuda")
+    need = held(memory(model, batch, dtype, checkpointing, fused_norm=device.type == "cuda"), model, optimizer, shard)
     return Plan(batch, cost, need, cost.executed / (flops_per_s * EFFICIENCY))
 
 
@@ -241,16 +257,20 @@ def flops_table(config: PlanConfig, made: Plan) -> Table:
 
 
 def memory_table(config: PlanConfig, made: Plan) -> Table:
+    where = "all on one device" if config.shard == 1 else f"one of {config.shard} devices"
     table = Table(
         "at a step's peak",
         "GiB",
         "what it is",
-        title=f"Memory: all on one device, checkpointing={config.checkpointing}",
+        title=f"Memory: {where}, checkpointing={config.checkpointing}",
     )
     told = {
         "weights": "float32",
         "gradients": "float32",
-        "optimiser": "AdamW: two moments in float32",
+        "optimiser": {
+            "adamw": "AdamW: two moments in float32",
+            "muon": "Muon: one moment in float32 of blocks' matrices; AdamW: two of the rest",
+        }[config.optimizer_kind],
         "ema": "average of the weights in float32",
         "casts": "autocast's bf16 copies of weights",
         "kept": "activations that the forward pass keeps",
@@ -325,6 +345,11 @@ def show(config: PlanConfig, console: Console) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if any(word.startswith("recipe=") for word in words):
+        from avgen.train import forecast
+
+        return forecast.main(list(words))
     config = command.configure(
         PlanConfig,
         "plan",
@@ -333,6 +358,7 @@ def main(argv: list[str] | None = None) -> int:
         [
             "avgen plan model=base height=480 width=832 duration_s=5 fps=16 checkpointing=full",
             "avgen plan model=base sizes=true checkpointing=full",
+            "avgen plan recipe=toybox",
             "avgen plan model=toy height=64 width=96 duration_s=2 fps=8 batch=16 caption_tokens=64 device=here",
         ],
     )

@@ -1,0 +1,145 @@
+"""What a training recipe will cost before it runs: `avgen plan recipe=...`.
+
+The recipe says what a step holds; the rest is the plan of one forward pass, times how often it is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from avgen import command
+from avgen.config import ConfigError, load
+from avgen.plan import (
+    EFFICIENCY,
+    WIDEST,
+    Plan,
+    PlanConfig,
+    Rate,
+    batch_of,
+    counted,
+    flops_table,
+    gib,
+    memory_table,
+    parameter_table,
+    plan,
+    rate_of,
+)
+from avgen.tasks import NAMED, NOTHING
+from avgen.train.config import TrainConfig
+
+EXAMPLES = (
+    "avgen plan recipe=toybox",
+    "avgen plan recipe=toybox device=h200 processes=8 parallel.strategy=fsdp batch=512",
+)
+
+
+@dataclass(frozen=True)
+class ForecastConfig:
+    """What a forecast assumes besides the recipe."""
+
+    device: Literal["h200", "h100", "a100", "here"] = "here"  # here = time a matrix product on this machine
+    device_tflops: float | None = None  # matrix products per second, in place of the device's
+    efficiency: float = EFFICIENCY  # share of that rate a step reaches: assumed
+    processes: int = 1  # devices that share every step
+    caption_tokens: int = 64  # per caption: bytes, or features of the frozen encoder
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"processes={self.processes} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A step on clips of one shape."""
+
+    config: PlanConfig  # of one forward pass on one device
+    one: Plan
+    clips: int  # of the step, over all devices
+    passes: int  # forward passes per device and step
+
+    @property
+    def step_s(self) -> float:
+        return self.one.step_s * self.passes
+
+
+def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Forecast]:
+    """One per shape of the recipe's clips."""
+    tasks = [NAMED[name] for name in config.task_names]
+    partial = any(stream not in (None, NOTHING) for task in tasks for stream in (task.video, task.audio))
+    data = config.data
+    gaps = data.mute_share + data.blind_share + data.short_audio_share > 0 or data.mixed_fps
+    _, shard = config.parallel.mesh(given.processes)
+    found = []
+    for world in data.worlds:
+        passing = PlanConfig(
+            model=config.model,
+            height=world.height,
+            width=world.width,
+            duration_s=world.duration_s,
+            fps=world.fps,
+            caption_tokens=given.caption_tokens,
+            levels=2 if partial else 1,
+            ragged=gaps or any(None in (task.video, task.audio) for task in tasks),
+            dtype=config.precision,
+            checkpointing=config.checkpointing,
+            optimizer_kind=config.optimizer.kind,
+            shard=shard,
+            device=given.device,
+            device_tflops=given.device_tflops,
+            efficiency=given.efficiency,
+        )
+        tokens = sum(stream.tokens for stream in batch_of(passing).streams.values())
+        clips = config.batch
+        if data.step_tokens is not None:
+            clips = max(1, data.step_tokens // (tokens * clips)) * clips
+        parts = given.processes * config.accumulate
+        if clips % parts:
+            raise ConfigError("batch", f"{clips} clips a step must be a multiple of processes x accumulate = {parts}")
+        passing = replace(passing, batch=clips // parts)
+        found.append(Forecast(passing, plan(passing, rate), clips, config.accumulate))
+    return found
+
+
+def show(config: TrainConfig, given: ForecastConfig, console: Console) -> None:
+    """Print the forecast."""
+    first = PlanConfig(config.model, 1, 1, 1.0, 1.0, dtype=config.precision, device=given.device)
+    rate = rate_of(replace(first, device_tflops=given.device_tflops))
+    found = forecasts(config, given, rate)
+    largest = max(found, key=lambda f: f.one.memory.total)
+    for table in (parameter_table, flops_table, memory_table):
+        console.print(table(largest.config, largest.one))
+    console.print(steps_table(found))
+    step_s = sum(f.step_s for f in found) / len(found)
+    hours = config.steps * step_s / 3600
+    console.print(
+        f"{config.steps:,} steps: {hours:.3g} h predicted, without waiting for data, validation or checkpoints"
+    )
+    console.print(f"rate: {rate.tflops:.3g} TFLOP/s ({rate.source}) x efficiency {given.efficiency:g} (assumed)")
+
+
+def steps_table(found: list[Forecast]) -> Table:
+    table = Table(title="A step, by the shape of its clips")
+    for head in ("size", "clip", "clips", "passes", "FLOPs per device", "GiB", "s"):
+        table.add_column(head, justify="left" if head == "size" else "right")
+    for f in found:
+        size = f"{f.config.height} x {f.config.width} at {f.config.fps:g} fps"
+        flops = counted(f.one.cost.executed * f.passes)
+        clip, clips = f"{f.config.duration_s:g} s", f"{f.clips:,}"
+        table.add_row(size, clip, clips, str(f.passes), flops, gib(f.one.memory.total), f"{f.step_s:.3g}")
+    return table
+
+
+def main(argv: list[str]) -> int:
+    """Words that are keys of the forecast alone go there, everything else is the recipe's."""
+    own = {field.name for field in fields(ForecastConfig)}
+    mine = [word for word in argv if word.split("=")[0] in own]
+    given = load(ForecastConfig, None, mine)
+    recipe = [word for word in argv if word not in mine]
+    config = command.configure(TrainConfig, "train", recipe, "what a training recipe will cost", EXAMPLES, verb="plan")
+    console = Console()
+    show(config, given, Console(width=min(console.width, WIDEST)))
+    return 0

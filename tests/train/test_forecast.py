@@ -1,0 +1,100 @@
+"""avgen plan recipe=...: a recipe's step is so many forward passes of the plan, spread over so many devices."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from avgen import command, plan
+from avgen.config import ConfigError, load
+from avgen.models.cost import parameters
+from avgen.models.dit import AVTransformer
+from avgen.plan import PlanConfig, Rate, batch_of
+from avgen.train.config import OptimizerConfig, ParallelConfig, ToyboxShape, TrainConfig
+from avgen.train.forecast import ForecastConfig, forecasts, show
+from avgen.train.optim import Optimizers, memory
+
+RATE = Rate(1.0, "given")
+
+
+def recipe(**changes):
+    return replace(load(TrainConfig, "train", ["recipe=toybox"]), **changes)
+
+
+def one(config, **given):
+    [found] = forecasts(config, ForecastConfig(**given), RATE)
+    return found
+
+
+def test_the_toybox_recipe_costs_what_its_model_is_said_to():
+    found = one(recipe(tasks={"t2av": 1}, optimizer=OptimizerConfig(kind="adamw")))
+    words = ["model=toy", "height=32", "width=32", "fps=8", "duration_s=2", "batch=16", "caption_tokens=64"]
+    expected = plan.plan(load(PlanConfig, "plan", [*words, "device=here"]), RATE)
+    assert found.one.cost.model == expected.cost.model
+    assert found.one.memory == expected.memory
+
+
+def test_accumulation_and_processes_divide_the_step():
+    whole, parts = one(recipe()), one(recipe(accumulate=4))
+    assert (parts.passes, parts.config.batch) == (4, 4)
+    assert parts.one.cost.model * 4 == pytest.approx(whole.one.cost.model, rel=1e-3)
+    assert parts.one.memory.activations < whole.one.memory.activations
+    spread = one(recipe(parallel=ParallelConfig("fsdp")), processes=4)
+    assert spread.step_s == pytest.approx(whole.step_s / 4, rel=1e-2)
+    assert spread.one.memory.states == pytest.approx(whole.one.memory.states / 4, rel=1e-3)
+    assert one(recipe(), processes=4).one.memory.states == whole.one.memory.states
+    with pytest.raises(ConfigError, match="batch: 16 clips"):
+        one(recipe(), processes=3)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_optimisers_memory_is_what_it_keeps(kind):
+    config = recipe(optimizer=OptimizerConfig(kind=kind))
+    torch.manual_seed(0)
+    optimizers = Optimizers(AVTransformer.of(config.model), config.optimizer)
+    held = [
+        value.numel() * value.element_size()
+        for part in optimizers.parts
+        for group in part.param_groups
+        for p in group["params"]
+        for value in memory(part, p).values()
+        if value.ndim
+    ]
+    assert one(config).one.memory.optimiser == sum(held)
+
+
+def test_every_shape_has_its_line_and_its_clips():
+    base = recipe()
+    shapes = (ToyboxShape(32, 32, 8.0, 2.0), ToyboxShape(32, 32, 8.0, 4.0))
+    config = replace(base, data=replace(base.data, shapes=shapes, step_tokens=6000))
+    short, long = forecasts(config, ForecastConfig(), RATE)
+    assert short.clips == 2 * long.clips
+    for found in (short, long):
+        tokens = sum(stream.tokens for stream in batch_of(found.config).streams.values())
+        assert found.clips * tokens <= 6000
+        assert found.clips % base.batch == 0
+
+
+def test_it_prints_parameters_steps_and_hours():
+    out = io.StringIO()
+    config = recipe()
+    show(config, ForecastConfig(device_tflops=0.1), Console(file=out, width=plan.WIDEST))
+    text = out.getvalue()
+    assert f"{parameters(config.model).total:,}" in text
+    hours = 1000 * one(config).one.cost.executed / (0.1e12 * plan.EFFICIENCY) / 3600
+    assert f"1,000 steps: {hours:.3g} h" in text
+    assert "…" not in text
+
+
+def test_the_command_takes_keys_of_both(capsys):
+    assert command.run(plan.main, ["recipe=toybox", "device=h200", "batch=32", "steps=10"]) == 0
+    said = capsys.readouterr().out
+    assert "10 steps" in said
+    assert "h200's data sheet" in said
+    assert command.run(plan.main, ["recipe=toybox", "devise=h200"]) == command.USER_ERROR
+    assert command.run(plan.main, ["recipe=toybox", "processes=0"]) == command.USER_ERROR
+    assert "processes=0" in capsys.readouterr().err
