@@ -185,6 +185,7 @@ class TrainConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
     task_stages: tuple[TaskStage, ...] = ()  # other mixes before that one: [{until_step: 500, tasks: {t2a: 1}}, ...]
+    balance: float | None = None  # memory (0.99: 100 steps) of the means that bring both losses to one scale; null: off
     caption_dropout: float = 0.1  # share of captions replaced by the learned null, per sample
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -212,6 +213,8 @@ class TrainConfig:
             raise ValueError(f"batch={self.batch} must be a multiple of accumulate={self.accumulate}")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout={self.caption_dropout} must lie in [0, 1]")
+        if self.balance is not None and not 0 <= self.balance < 1:
+            raise ValueError(f"balance={self.balance} must lie in [0, 1), or be null")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
         check_tasks(self.tasks)

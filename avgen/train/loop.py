@@ -86,6 +86,7 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
     with run.guard.over(run.optimizers.parts, norms["all"]):
         run.optimizers.step(config.factor(run.step, run.config.steps))
     run.average.update(run.model, run.step)
+    run.balance.update(losses, lambda shares: run.accelerator.reduce(shares, "sum"))
     run.step += 1
     run.meter.step(run.step, losses, norms)
     return losses
@@ -98,13 +99,14 @@ def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, 
     drawn = [draw(batch, config, run.step, at) for batch, at in zip(micro_batches, places, strict=True)]
     # counted before anything is on the device, so that the normaliser costs no wait
     totals = global_totals(run, drawn)
+    factors = run.balance.factors()
     logged: dict[str, Tensor] = {}
     for i, part in enumerate(drawn):
         sync_gradients(run.wrapped, i == len(drawn) - 1)
         part = part.to(run.model.device)
         with torch.autocast(run.model.device.type, config.half, enabled=config.half is not None):
             found = step_losses(run.wrapped, part, config.flow)
-            loss = objective(found, totals, config.flow)
+            loss = objective(found, totals, config.flow, factors)
         # the processes' gradients are averaged, but the normaliser already counts them all
         (loss * run.processes.count).backward()
         run.meter.micro_batch(found, part)

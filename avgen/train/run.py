@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from avgen.config import fingerprint
 from avgen.models.dit import AVTransformer
 from avgen.train import checkpoint
+from avgen.train.balance import Balance
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import Meter
 from avgen.train.optim import Average, Optimizers
@@ -33,6 +34,7 @@ class Run:
     writer: checkpoint.Writer
     meter: Meter
     guard: Guard
+    balance: Balance
     step: int = 0  # optimiser steps done
     asked_to_stop: bool = False  # this process was
     stopping: bool = False  # all processes agreed to, at the same step
@@ -43,6 +45,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "average": self.average.weights,
+            "balance": self.balance.state,
         }
 
     def about(self) -> checkpoint.About:
@@ -79,6 +82,7 @@ def prepare(config: TrainConfig) -> Run:
         checkpoint.Writer(folder, config.keep, processes.files),
         Meter(config, accelerator.device),
         Guard(config.guard, accelerator.device),
+        Balance(config.balance, accelerator.device),
     )
     saved = processes.agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), ""))
     if saved:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,7 +107,14 @@ def step_losses(model: nn.Module, drawn: Draw, flow: FlowConfig) -> dict[str, Lo
     return losses(model(drawn.noisy), drawn.clean, drawn.noisy, drawn.noise, flow.predict)
 
 
-def objective(found: dict[str, Loss], totals: dict[str, float], flow: FlowConfig) -> Tensor:
-    """The number to minimise: each modality's error over the supervised tokens of the whole step."""
+def objective(
+    found: dict[str, Loss], totals: dict[str, float], flow: FlowConfig, factors: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The number to minimise: each modality's error over the supervised tokens of the whole step.
+
+    `factors` scale the modalities besides their configured weights.
+    """
     weights = {"video": flow.video_weight, "audio": flow.audio_weight}
-    return torch.stack([weights[m] * loss.tokens.sum() / max(totals[m], 1.0) for m, loss in found.items()]).sum()
+    parts = [weights[m] * loss.tokens.sum() / max(totals[m], 1.0) for m, loss in found.items()]
+    scales = [(factors or {}).get(m, 1.0) for m in found]
+    return torch.stack([part * scale for part, scale in zip(parts, scales, strict=True)]).sum()
