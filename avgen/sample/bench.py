@@ -1,0 +1,151 @@
+"""`python -m avgen.sample.bench model=DIR`: what guidance costs, how near few steps come, whether windows show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from avgen import command
+from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance, guided
+from avgen.sample.inputs import GivenMedia, Request
+from avgen.sample.loop import generate
+from avgen.sample.method import Method
+from avgen.sample.pipeline import AVPipeline, sample_noise
+from avgen.sample.solvers import SolverConfig, SolverKind
+from avgen.sample.windows import spans
+from avgen.tasks import T2AV
+from avgen.types import Batch, Clip, stack_batches
+
+CAPTION = "A medium red ball bounces three times."
+Row = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is measured, on which model."""
+
+    model: Path = Path("runs/toybox")  # as in avgen sample
+    measure: tuple[str, ...] = ("cost", "solvers", "seams")  # of these
+    batch: int = 4  # clips at once
+    repeats: int = 5  # of each timing, taken in turn; the median counts
+    reference_steps: int = 200  # of heun, that solvers are held against
+    long_s: float = 20.0  # of the clip whose seams are looked for
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.measure if name not in MEASURES]
+        if wrong:
+            raise ValueError(f"measure={wrong} is unknown: choose from {', '.join(MEASURES)}")
+        if min(self.batch, self.repeats, self.reference_steps) < 1:
+            raise ValueError("batch, repeats and reference_steps must be at least 1")
+
+
+def clean_batch(pipeline: AVPipeline, size: int) -> Batch:
+    requests, given = [Request(CAPTION)] * size, [GivenMedia(T2AV)] * size
+    return pipeline.batch(requests, given, pipeline.trained_form).to(pipeline.model.device)
+
+
+@torch.no_grad()
+def cost(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
+    """A step with three guidance terms against four forwards, in one batch of as many samples and one by one."""
+    batch = clean_batch(pipeline, config.batch)
+    each = ModalityGuidance(text=2.0, cross=1.5, perturbed=0.5, layers=(0,), rescale=0.5)
+    made = {m: getattr(batch, m).level > 0 for m in ("video", "audio")}
+    fourfold = stack_batches([batch] * 4)
+    ways: dict[str, Callable[[], object]] = {
+        "guided": lambda: guided(pipeline.model, batch, Guidance(each, each), dict.fromkeys(made, 1.0), made),
+        "one by one": lambda: [pipeline.model(batch) for _ in range(4)],
+        "together": lambda: pipeline.model(fourfold),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(config.repeats + 1):  # the first is a warm-up
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if pipeline.model.device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[name].append(time.perf_counter() - began)
+    median = {name: float(np.median(times[1:])) for name, times in spent.items()}
+    yield f"guided step, {config.batch} clips", f"{1000 * median['guided']:.0f} ms"
+    for name in ("one by one", "together"):
+        yield f"over four forwards {name}", f"{median['guided'] / median[name]:.3f}"
+
+
+def solvers(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
+    """RMS distance of the tokens from those of many steps of heun, the same noise, without guidance."""
+    batch = clean_batch(pipeline, config.batch)
+    keys = [(seed, CAPTION) for seed in range(config.batch)]
+    noise = {m: sample_noise(getattr(batch, m).x, m, keys) for m in ("video", "audio")}
+
+    def solved(kind: SolverKind, steps: int) -> dict[str, torch.Tensor]:
+        return generate(pipeline.model, batch, noise, SolverConfig(kind, steps), NO_GUIDANCE, pipeline.config.predict)
+
+    truth = solved("heun", config.reference_steps)
+    runs: Sequence[tuple[SolverKind, int]] = (("euler", 12), ("euler", 30), ("heun", 6), ("multistep", 12))
+    for kind, steps in runs:
+        found = solved(kind, steps)
+        far = {m: (found[m] - truth[m]).square().mean((1, 2)).sqrt() for m in found}
+        said = ", ".join(f"{m} {float(d.mean()):.4f} (median {float(d.median()):.4f})" for m, d in far.items())
+        yield f"{kind}, {steps} steps, from the reference", said
+
+
+def seams(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
+    """How far sound and picture jump where windows meet, as a share of instants drawn at random that jump less."""
+    form = replace(pipeline.trained_form, duration_s=config.long_s)
+    clip = pipeline.make([Request(CAPTION)], "t2av", form, Method(SolverConfig(steps=12)))[0].clip
+    cuts_s = [end for _, end in spans(config.long_s, pipeline.trained_form.duration_s)[:-1]]
+    for name, ranks in seam_ranks(clip, cuts_s).items():
+        said = f"median {np.median(ranks):.2f}, highest {max(ranks):.2f} of {len(ranks)}" if len(ranks) else "none"
+        yield f"{name} at seams, share of other instants that jump less", said
+
+
+def seam_ranks(clip: Clip, cuts_s: Sequence[float]) -> dict[str, np.ndarray]:
+    """Per stream, for each cut the share of other instants with a smaller jump: even in [0, 1] if nothing shows.
+
+    Sound: the largest second difference within 1 ms, over its mean within 25 ms. Picture: the change between frames.
+    """
+    found = {}
+    if clip.audio is not None and clip.sample_rate_hz is not None:
+        bend = np.abs(np.diff(clip.audio.mean(0), 2, prepend=0, append=0))
+        near, wide = (max(1, round(s * clip.sample_rate_hz)) for s in (0.001, 0.025))
+        peak = np.lib.stride_tricks.sliding_window_view(np.pad(bend, near), 2 * near + 1).max(1)
+        level = np.convolve(bend, np.ones(2 * wide + 1) / (2 * wide + 1), mode="same")
+        jump = peak / (level + 1e-6)
+        at = [round(s * clip.sample_rate_hz) for s in cuts_s]
+        found["sound"] = np.array([(jump[:: near // 2 or 1] < jump[i]).mean() for i in at])
+    if clip.video is not None and clip.fps is not None:
+        change = np.abs(np.diff(clip.video.astype(np.float32), axis=0)).mean((1, 2, 3))
+        frames = [round(s * clip.fps) - 1 for s in cuts_s]
+        found["picture"] = np.array([(change < change[i]).mean() for i in frames])
+    return found
+
+
+MEASURES: dict[str, Callable[[AVPipeline, BenchConfig], Iterator[Row]]] = {
+    "cost": cost,
+    "solvers": solvers,
+    "seams": seams,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = "what guidance costs, how near few steps come, whether windows show"
+    config = command.configure(
+        BenchConfig, None, argv, about, ["python -m avgen.sample.bench model=runs/toybox measure=[cost]"], "bench"
+    )
+    began = time.perf_counter()
+    from avgen.sample.folder import open_pipeline
+
+    pipeline = open_pipeline(config.model)
+    print(f"{'opening the model':60} {time.perf_counter() - began:.1f} s")
+    for name in config.measure:
+        for what, value in MEASURES[name](pipeline, config):
+            print(f"{what:60} {value}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main))
