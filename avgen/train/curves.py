@@ -123,7 +123,7 @@ def _finish(axes: Axes, title: str, log: bool = False) -> None:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=7, ncols=2)
+        axes.legend(fontsize=7, ncols=2, handlelength=3)  # long enough to tell dashes
 
 
 EXAMPLES = ("avgen curves run=runs/toybox", "avgen curves run=runs/toybox smoothing=0")

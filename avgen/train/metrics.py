@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from avgen.flow import Loss
 from avgen.models.cost import BatchShape, step_cost
-from avgen.rate import DTYPES, matmul_rate
+from avgen.rate import matmul_rate
 from avgen.train.config import TrainConfig
 from avgen.train.parallel import norm
 from avgen.train.step import Draw
@@ -105,7 +105,7 @@ class Meter:
         self.config, self.device = config, device
         self.table = LossTable(config.task_names, device)
         # so that a rank's share of the machine's rate is known: measured by all ranks at once
-        self.rate = matmul_rate(device, DTYPES[config.precision])
+        self.rate = matmul_rate(device, config.half or torch.float32)
         self.shapes: Counter[BatchShape] = Counter()  # this rank's micro-batches, by what they cost
         self.costs: dict[BatchShape, int] = {}
         self.clear()
