@@ -16,6 +16,7 @@ EXAMPLES = (
 def main(argv: list[str] | None = None) -> int:
     config = command.configure(SampleConfig, "sample", argv, "make clips with a trained model", EXAMPLES)
     # here, not above: a mistyped key must not wait for the models to be imported
+    from accelerate import PartialState
     from rich.console import Console
 
     from avgen.sample.folder import open_pipeline
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
     console = Console()
     requests = requests_of(config)
-    pipeline = open_pipeline(config.model)
+    pipeline = open_pipeline(config.model).to(PartialState().device)
     run(config, pipeline, jobs_of(config, pipeline, requests), console)
     console.print(f"clips and manifest.jsonl are in [bold]{config.out}[/bold]")
     return 0

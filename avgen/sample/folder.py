@@ -35,7 +35,7 @@ def open_pipeline(path: Path) -> AVPipeline:
 
 def pipeline_of(config: TrainConfig, model: AVTransformer, video: VideoCodec, audio: AudioCodec) -> AVPipeline:
     """The pipeline of a training run; `save_pretrained` writes its folder."""
-    world = config.data.world
+    world = config.data.worlds[0]
     return AVPipeline(
         model,
         video,  # type: ignore[arg-type]

@@ -164,6 +164,7 @@ class AVPipeline(DiffusionPipeline):
     ) -> list[Made]:
         """The requests' clips, in one batch; all of one task and form."""
         given = [read_given(r, task, form, self.audio_codec.geometry, method.edit) for r in requests]
+        given = [replace(g, notes=g.notes + self.cut(r.prompt)) for g, r in zip(given, requests, strict=True)]
         return self.make_from(requests, given, form, method, after_step)
 
     @torch.no_grad()
@@ -240,6 +241,14 @@ class AVPipeline(DiffusionPipeline):
         text = self.captions.encode(prompts)
         nothing = torch.tensor([not prompt.strip() for prompt in prompts])
         return replace(text, dropped=text.dropped | nothing.to(text.dropped.device))
+
+    def cut(self, prompt: str) -> tuple[str, ...]:
+        """What to say of a prompt that the byte encoder does not read to its end; a frozen encoder says so itself."""
+        spec = self.model.spec.text
+        length, most = len(prompt.encode()), spec.max_length - 1
+        if spec.kind != "bytes" or length <= most:
+            return ()
+        return (f"the prompt {prompt[:20]!r}... of {length} bytes is cut to the {most} that the model reads",)
 
     def decode(self, tokens: dict[str, Tensor], form: Form, count: int) -> list[Clip]:
         codec, sound = self.video_codec, self.audio_codec

@@ -26,10 +26,12 @@ from avgen.sample.inputs import GivenMedia, Request
 from avgen.sample.method import Method, Precision
 from avgen.sample.pipeline import AVPipeline
 from avgen.sample.solvers import SolverConfig
-from avgen.tasks import NAMED
+from avgen.tasks import NAMED, T2AV
 from avgen.types import Clip
 
 TASKS = ("t2av", "i2av", "v2a", "a2v")
+ON_REQUEST = ("long",)  # text to clips of LONG times the trained duration
+LONG = 10
 RESAMPLES = 1000
 Counts = list[tuple[float, float]]  # per clip: what is divided by what, once summed
 
@@ -41,7 +43,7 @@ class ScoresConfig:
     model: Path = Path("runs/toybox")  # as in avgen sample
     out: Path = Path("runs/scores.json")  # every figure
     clips: int = 200  # per task
-    tasks: tuple[str, ...] = TASKS  # of t2av, i2av, v2a, a2v
+    tasks: tuple[str, ...] = TASKS  # of t2av, i2av, v2a, a2v and long (text to clips ten times as long)
     split: Split = "test"  # heldout: combinations of kind, colour and size that training never shows
     world: ToyboxConfig = field(default_factory=lambda: ToyboxConfig(scenes=("single",)))  # its form is the model's
     seed: int = 0  # of the world, the noise and the bootstrap
@@ -53,9 +55,9 @@ class ScoresConfig:
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1:
             raise ValueError(f"clips={self.clips} must be at least 2 and batch={self.batch} at least 1")
-        wrong = [task for task in self.tasks if task not in TASKS]
+        wrong = [task for task in self.tasks if task not in TASKS + ON_REQUEST]
         if wrong:
-            raise ValueError(f"tasks={wrong} cannot be scored: choose from {', '.join(TASKS)}")
+            raise ValueError(f"tasks={wrong} cannot be scored: choose from {', '.join(TASKS + ON_REQUEST)}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def scores(
             part = range(first, min(first + batch, clips))
             requests = [Request(chosen[i].caption, id=str(i), seed=seed * clips + i) for i in part]
             given = [given_of(task, chosen[i]) for i in part]
-            made += [m.clip for m in pipeline.make_from(requests, given, form, method)]
+            shape = replace(form, duration_s=form.duration_s * LONG) if task == "long" else form
+            made += [m.clip for m in pipeline.make_from(requests, given, shape, method)]
             advance(len(part))
         found[task] = getattr(bench, task)(made)
     return found
@@ -143,6 +146,8 @@ def scores(
 def given_of(task: str, item: ToyClip) -> GivenMedia:
     """What the task is given of an item: of the picture no more than an image file would hold."""
     assert item.clip.video is not None
+    if task == "long":
+        return GivenMedia(T2AV)
     if task == "i2av":
         return GivenMedia(NAMED[task], np.repeat(item.clip.video[:1], len(item.clip.video), axis=0))
     return GivenMedia(
@@ -177,6 +182,25 @@ class Bench:
     def a2v(self, made: Sequence[Clip]) -> dict[str, Scored]:
         swapped = [replace(c, video=t.video) for c, t in zip(made, self.twins, strict=True)]
         return {**self.against_truth(made, swapped, "seen"), **self.caption(made, self.items)}
+
+    def long(self, made: Sequence[Clip]) -> dict[str, Scored]:
+        """Whether picture and sound drift apart: the first window against the last."""
+        found = {}
+        for name, place in (("first", 0), ("last", LONG - 1)):
+            cut = [self.part(clip, place) for clip in made]
+            found[f"sync, {name} window"] = self.agreement(cut, [cut[i - 1] for i in range(len(cut))])
+        return found
+
+    def part(self, clip: Clip, place: int) -> Clip:
+        """As many frames and samples as an item has, from `place` times as many on."""
+        like = self.items[0].clip
+        assert clip.video is not None
+        assert clip.audio is not None
+        assert like.video is not None
+        assert like.audio is not None
+        frames, samples = len(like.video), like.audio.shape[1]
+        video = clip.video[place * frames : (place + 1) * frames]
+        return replace(clip, video=video, audio=clip.audio[:, place * samples : (place + 1) * samples])
 
     def first_frames(self, clips: Sequence[Clip]) -> dict[str, Counts]:
         psnr: list[float] = []
@@ -273,13 +297,14 @@ def main(argv: list[str] | None = None) -> int:
         ["python -m avgen.sample.scores model=runs/toybox clips=200"],
         "scores",
     )
+    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
     from avgen.sample.folder import open_pipeline
 
     console = Console()
-    pipeline = open_pipeline(config.model)
+    pipeline = open_pipeline(config.model).to(PartialState().device)
     method = Method(config.solver, config.guidance, precision=config.precision)
     with Progress(console=console) as bar:
         doing = bar.add_task("clips", total=config.clips * len(config.tasks))

@@ -184,4 +184,6 @@ def test_a_file_without_the_stream_is_refused(pipe, inputs):
 
 @pytest.mark.parametrize("prompt", ["x" * 10_000, "🔴🏀 bounces", "ein roter Ball springt", "红色的球弹跳"])
 def test_any_text_is_a_prompt(pipe, prompt):
-    assert pipe(prompt=prompt, method=QUICK)[0].clip.video is not None
+    made = pipe(prompt=prompt, method=QUICK)[0]
+    assert made.clip.video is not None
+    assert ("cut to the 63" in " ".join(made.given.notes)) == (len(prompt) > 63)

@@ -6,12 +6,13 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.world import render_facts
 from avgen.sample.method import Method
-from avgen.sample.scores import Bench, estimate, plain, scores, table
+from avgen.sample.scores import LONG, Bench, estimate, plain, scores, table
 from avgen.sample.solvers import SolverConfig
 from tests.sample.factory import pipeline
 
@@ -47,6 +48,20 @@ def test_sound_of_other_clips_falls_to_the_null(bench):
     wrong = [replace(c, audio=t.audio) for c, t in zip(bench.real, bench.twins, strict=True)]
     onset = bench.v2a(wrong)["onset"]
     assert onset.figure == onset.null
+
+
+def test_a_drift_between_picture_and_sound_shows_in_the_last_window(bench):
+    clip = bench.real[0]
+    clips = [replace(c, video=np.tile(c.video, (LONG, 1, 1, 1)), audio=np.tile(c.audio, LONG)) for c in bench.real]
+    found = bench.long(clips)
+    assert found["sync, first window"].figure == found["sync, last window"].figure
+    late = [
+        replace(c, audio=np.concatenate([c.audio[:, :32000], np.roll(c.audio[:, 32000:], 6000, 1)], 1)) for c in clips
+    ]
+    drifted = bench.long(late)
+    assert drifted["sync, first window"].figure == found["sync, first window"].figure
+    assert drifted["sync, last window"].figure.value < found["sync, last window"].figure.value - 0.2
+    assert clip.audio.shape[1] == 32000
 
 
 def test_an_estimate_is_a_ratio_of_sums_and_its_interval_narrows():
