@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -119,7 +120,7 @@ def _finish(axes: Axes, title: str, log: bool = False) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if log:
+    if log and any(value > 0 and isfinite(value) for line in axes.lines for value in line.get_ydata()):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if axes.lines:

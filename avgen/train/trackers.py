@@ -113,7 +113,7 @@ class Screen:
 
     def show(self, step: int, line: Mapping[str, float]) -> None:
         """The numbers of a log point."""
-        numbers = "  ".join(f"{m} {line[f'loss/{m}']:.4f}" for m in MODALITIES if f"loss/{m}" in line)
+        numbers = "  ".join(f"{m} {line[f'loss/{m}']:#.4g}" for m in MODALITIES if f"loss/{m}" in line)
         numbers += f"  {line['steps_per_s']:.3g} steps/s"
         self.bar.update(self.task, numbers=numbers)
         if self.shown and not self.console.is_terminal:

@@ -80,8 +80,8 @@ class Guard:
                 return Fault(
                     step,
                     f"a loss or gradient is not finite ({', '.join(found)})",
-                    "the weights are those before that step. Look at the clips named; if they are sound, lower "
-                    "optimizer.lr or optimizer.muon_lr, or give precision=fp32",
+                    "The weights are those before that step. Look at the clips; if they are sound, lower optimizer.lr "
+                    "or optimizer.muon_lr, or multiply in float32 (precision=fp32)",
                 )
             for m, loss in losses.items():
                 if not math.isnan(loss) and (fault := self._diverging(m, step, loss)):
@@ -102,7 +102,7 @@ class Guard:
             step - self.config.steps + 1,
             f"loss/{m} has been more than guard.factor={factor:g} times the median {median(recent):.4g} of the steps "
             f"before it for guard.steps={self.config.steps} steps (now {loss:.4g})",
-            "go on from a checkpoint with a lower optimizer.lr or optimizer.muon_lr, or a larger guard.factor "
+            "Go on from a checkpoint with a lower optimizer.lr or optimizer.muon_lr, or a larger guard.factor "
             "(null never stops)",
         )
 

@@ -59,6 +59,8 @@ def test_gradients_of_a_mixed_batch_are_those_of_its_clips_alone_summed_by_weigh
         objective(step_losses(run.model, part, settings.flow), totals, settings.flow).backward()
     summed = gradients(run.model)
     zero = {name: torch.zeros_like(p) for name, p in run.model.named_parameters()}
+    apart = max(float((together[name] - summed[name]).abs().max()) for name in summed)
+    print(f"gradients of the mixed batch and of its clips alone differ by {apart:.1e}")
     assert same(zero | summed, zero | together, 1e-5)
     assert max(float(g.abs().max()) for g in together.values()) > 1e-3
 
@@ -126,6 +128,7 @@ def test_t2a_trains_with_no_video_tower_at_all(tmp_path):
     assert list(exported.towers) == ["audio"]
     lines = read_metrics(tmp_path / METRICS)
     held_out = [line["held_out/t2a/audio"] for line in lines if "held_out/t2a/audio" in line]
+    print(f"T2A without a video tower: held-out loss {held_out[0]} -> {held_out[-1]}")
     assert held_out[-1] < held_out[0]
     assert not any("video" in name for line in lines for name in line)
 
