@@ -58,7 +58,8 @@ def draw(config: CurvesConfig) -> Path | None:
     norms = series(lines, "gradient_norm/")
     for name in sorted(norms, key=list(PARTS).index):
         gradients.plot(*norms[name], label=name, color=PARTS[name])
-    _finish(gradients, "gradient norm by part, before clipping", log=True)
+    some = any(isfinite(value) and value > 0 for _, values in norms.values() for value in values)
+    _finish(gradients, "gradient norm by part, before clipping", log=some)
     path = config.run / PICTURE
     figure.suptitle(str(config.run.name))
     figure.savefig(path, dpi=110)
@@ -120,7 +121,7 @@ def _finish(axes: Axes, title: str, log: bool = False) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if log and any(value > 0 and isfinite(value) for line in axes.lines for value in line.get_ydata()):
+    if log:
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if axes.lines:
