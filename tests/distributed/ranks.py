@@ -67,7 +67,11 @@ def run(folder: Path, ranks: int, function: Callable[..., Any], *args: Any) -> l
         failure = folder / f"{rank}.txt"
         assert not failure.exists(), failure.read_text()
     assert codes == [0] * ranks
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
+    return results(folder)
+
+
+def results(folder: Path) -> list[Any]:
+    return [torch.load(path, weights_only=False) for path in sorted(folder.glob("*.pt"))]
 
 
 def _keep(folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

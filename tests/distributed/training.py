@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 
 import torch
@@ -106,6 +107,28 @@ def watched(settings, source=None, order=None):
     return seen, whole(run)
 
 
+def trained(settings):
+    """The whole weights at the end."""
+    return whole(loop.train(settings, Clips(), Clips(), quiet()))
+
+
+class Until(Clips):
+    """Clips that ask the run to stop in the step that reads clip `last`."""
+
+    def __init__(self, last):
+        self.last = last
+
+    def batch(self, indices):
+        if self.last in indices:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(indices)
+
+
+def watched_until(settings, step):
+    """As `watched`, stopped after so many steps by a signal to whichever process reads the last clip of them."""
+    return watched(settings, Until(step * settings.batch - 1))
+
+
 def whole(run):
     weights = {name: gathered(value.detach()).clone() for name, value in run.model.state_dict().items()}
     return weights | {f"average {name}": gathered(value).clone() for name, value in run.average.weights.items()}
@@ -131,3 +154,7 @@ def furthest(losses, others):
 def meant(name, value):
     third = len(value) // 3 if value.dim() else 0
     return torch.tensor([not (name.endswith("qkv.bias") and third <= i < 2 * third) for i in range(len(value))])
+
+
+def identical(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

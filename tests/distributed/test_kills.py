@@ -1,0 +1,110 @@
+"""A run that is killed, stopped or moved to other numbers of processes ends as the one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+
+from avgen.models.architecture import BridgeConfig, TextConfig, TowerConfig
+from avgen.train import checkpoint
+from avgen.train.config import OptimizerConfig, ParallelConfig
+from tests.distributed import ranks, training
+from tests.models.factory import config as model_config
+
+KILLS = 20
+SMALL = model_config(
+    video=TowerConfig(channels=6, width=16, heads=2, depth=1),
+    audio=TowerConfig(channels=5, width=16, heads=2, depth=1),
+    text=TextConfig(width=8, depth=1, heads=2),
+    bridge=BridgeConfig(1, 8),
+)
+
+
+def settings(folder, **changes):
+    optimizer = OptimizerConfig(kind="muon", warmup_steps=20)
+    usual = {"model": SMALL, "steps": 200, "batch": 2, "save_every": 10, "log_every": 50, "optimizer": optimizer}
+    return training.config(folder, **(usual | changes))
+
+
+def newest(folder):
+    """The step of the newest checkpoint; every folder that is seen as one must be whole."""
+    steps = [-1]
+    for path in folder.glob("step_*"):
+        assert (path / ".metadata").is_file()
+        steps.append(checkpoint.about(path).step)
+    return max(steps)
+
+
+def kill_at_random(processes, folder, chance, span_s):
+    """Kill all of them; every other time while a checkpoint is being written."""
+    end = time.monotonic() + chance.uniform(0, span_s)
+    if chance.random() < 0.5:
+        while not any(folder.glob(".step_*.part")) and all(p.is_alive() for p in processes):
+            time.sleep(0.002)
+        end = time.monotonic() + chance.uniform(0, 0.3)
+    time.sleep(max(0.0, end - time.monotonic()))
+    alive = [p for p in processes if p.is_alive()]
+    for process in chance.sample(alive, len(alive)):
+        os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.join()
+    return bool(alive)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp"])
+def test_twenty_kills_change_no_bit(strategy, tmp_path):
+    count = 1 if strategy == "one" else 2
+    parallel = ParallelConfig("ddp" if strategy == "one" else strategy)
+    began = time.monotonic()
+    whole = ranks.run(tmp_path / "a", count, training.trained, settings(tmp_path / "whole", parallel=parallel))
+    span_s = (time.monotonic() - began) / 8
+    cut = settings(tmp_path / "cut", parallel=parallel)
+    folder, chance = tmp_path / "cut" / "checkpoints", random.Random(strategy)
+    kills, during_a_save, before = 0, 0, -1
+    for _ in range(KILLS):
+        processes = ranks.start(count, training.trained, cut)
+        kills += kill_at_random(processes, folder, chance, span_s)
+        during_a_save += any(folder.glob(".step_*.part"))
+        assert newest(folder) >= before
+        before = newest(folder)
+    print(f"{strategy}: {kills} kills, {during_a_save} of them during a save, the last after step {before}")
+    found = ranks.run(tmp_path / "b", count, training.trained, cut)
+    assert kills >= KILLS // 2
+    for ours, theirs in zip(found, whole, strict=True):
+        assert training.identical(ours, theirs)
+
+
+def test_two_one_and_two_processes_follow_the_run_left_alone(tmp_path):
+    """Sharded, whole, sharded: each reads what the other wrote."""
+    usual = {"steps": 24, "log_every": 1, "save_every": 8}
+    [(expected, weights)] = ranks.run(tmp_path / "a", 1, training.watched, settings(tmp_path / "whole", **usual))
+    moved = settings(tmp_path / "moved", parallel=ParallelConfig("fsdp"), **usual)
+    losses = []
+    for i, (count, until) in enumerate([(2, 8), (1, 16), (2, 24)]):
+        parallel = ParallelConfig("fsdp" if count == 2 else "ddp")
+        part = replace(moved, parallel=parallel)
+        seen, found = ranks.run(tmp_path / str(i), count, training.watched_until, part, until)[0]
+        losses += seen.losses
+    furthest = training.furthest(losses, expected.losses)
+    print(f"2 -> 1 -> 2 processes: losses within {furthest:.1e}")
+    assert furthest < 1e-4
+    assert training.difference(found, weights) < 1e-4
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    cut = settings(tmp_path / "run", steps=10_000, save_every=10_000)
+    processes = ranks.start(2, training.trained, cut)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert all(p.is_alive() for p in processes)
+        time.sleep(0.05)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert ranks.join(processes) == [0, 0]
+    [saved] = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoint.about(saved).processes == 2
+    assert checkpoint.about(saved).step >= 50
