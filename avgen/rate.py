@@ -10,7 +10,7 @@ import torch
 
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
 MATMUL_FLOPS = {kind: 2 * size**3 for kind, size in MATMUL_SIZE.items()}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def matmul(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:

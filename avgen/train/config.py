@@ -57,6 +57,37 @@ class ToyboxData:
 
 
 @dataclass(frozen=True)
+class PartRates:
+    """What the learning rates of each part of the model are multiplied by; 0 freezes it."""
+
+    video: float = 1.0  # the video tower
+    audio: float = 1.0  # the audio tower
+    bridge: float = 1.0  # attention between the towers
+    captions: float = 1.0  # the encoder of captions that is trained with the model
+
+    def __post_init__(self) -> None:
+        for field_name, value in vars(self).items():
+            if value < 0:
+                raise ValueError(f"{field_name}={value} cannot be negative; 0 freezes that part")
+
+    def of(self, part: str) -> float:
+        return {"video": self.video, "audio": self.audio, "bridge": self.bridge, "captions": self.captions}[part]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters that are trained in place of the model's own weights, which `start` must give."""
+
+    parts: tuple[Literal["video", "audio", "bridge"], ...] = ("video", "audio", "bridge")  # whose layers are adapted
+    rank: int = 32  # of an adapter
+    alpha: int | None = None  # the update is alpha / rank * B A; null: the rank
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.parts:
+            raise ValueError(f"rank={self.rank} must be at least 1, and parts={list(self.parts)} must name one")
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """How weights move. A step is an optimiser step, here and everywhere."""
 
@@ -68,6 +99,7 @@ class OptimizerConfig:
     warmup_steps: int = 50  # steps in which the rate rises from 0
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"  # wsd: constant, then linear to 0 over the last fifth
     clip_norm: float = 1.0  # of the gradient over all weights
+    scale: PartRates = field(default_factory=PartRates)
 
     def __post_init__(self) -> None:
         for name in ("lr", "muon_lr", "clip_norm"):
@@ -181,6 +213,8 @@ class TrainConfig:
     steps: int  # optimiser steps
     batch: int  # clips per optimiser step, over all ranks
     out: Path  # folder of the run: config, metrics, checkpoints
+    start: Path | None = None  # folder of a model whose weights are trained on; null: fresh ones
+    lora: LoraConfig | None = None  # adapters in place of the weights; null: the weights
     data: ToyboxData = field(default_factory=ToyboxData)
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
@@ -190,7 +224,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     accumulate: int = 1  # micro-batches per optimiser step
-    precision: Literal["fp32", "bf16"] = "bf16"  # of matrix products, by autocast; weights and optimiser stay float32
+    # of matrix products, by autocast; weights and optimiser stay float32, and fp16 scales its loss
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False  # torch.compile every block; wants a C++ compiler on the CPU
     checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
     ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
@@ -217,6 +252,8 @@ class TrainConfig:
             raise ValueError(f"balance={self.balance} must lie in [0, 1), or be null")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
+        if self.lora is not None and self.start is None:
+            raise ValueError("lora adapts a trained model: give start=, the folder of one")
         check_tasks(self.tasks)
         ends = [stage.until_step for stage in self.task_stages]
         if any(after <= before for before, after in zip([0, *ends], ends, strict=False)):
@@ -236,4 +273,7 @@ class TrainConfig:
     @property
     def half(self) -> torch.dtype | None:
         """The type of matrix products, None for float32."""
-        return {"fp32": None, "bf16": torch.bfloat16}[self.precision]
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.half, enabled=self.half is not None)

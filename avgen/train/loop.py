@@ -82,6 +82,10 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
     config = run.config.optimizer
     losses = accumulate(run, micro_batches, share)
     norms = gradient_norms(run.model)
+    while run.loss_scale.overflowed(norms["all"]):
+        run.model.zero_grad(set_to_none=True)
+        losses = accumulate(run, micro_batches, share)
+        norms = gradient_norms(run.model)
     clip(run.model.parameters(), config.clip_norm, norms["all"])
     with run.guard.over(run.optimizers.parts, norms["all"]):
         run.optimizers.step(config.factor(run.step, run.config.steps))
@@ -104,16 +108,17 @@ def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, 
     for i, part in enumerate(drawn):
         sync_gradients(run.wrapped, i == len(drawn) - 1)
         part = part.to(run.model.device)
-        with torch.autocast(run.model.device.type, config.half, enabled=config.half is not None):
+        with config.autocast(run.model.device):
             found = step_losses(run.wrapped, part, config.flow)
             loss = objective(found, totals, config.flow, factors)
         # the processes' gradients are averaged, but the normaliser already counts them all
-        (loss * run.processes.count).backward()
+        (loss * run.processes.count * run.loss_scale.value).backward()
         run.meter.micro_batch(found, part)
         for m, value in found.items():
             if totals[m] > 0:
                 logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / totals[m]
     reduce_whole_gradients(run.wrapped)
+    run.loss_scale.undo(run.model)
     return logged
 
 

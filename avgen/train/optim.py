@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from avgen.train.config import OptimizerConfig
-from avgen.train.parallel import gathered, local
+from avgen.train.config import OptimizerConfig, PartRates
+from avgen.train.metrics import part_of
+from avgen.train.parallel import gathered, local, scale_
 
 
 class Optimizers:
@@ -18,23 +20,32 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        matrices = [name for name, p in self.named.items() if config.kind == "muon" and inside_block(name, p)]
-        others = [p for name, p in self.named.items() if name not in matrices]
-        # one fused kernel takes shards or whole tensors, not both
-        groups = [[p for p in others if isinstance(p, DTensor) is cut] for cut in (False, True)]
-        self.parts: list[Optimizer] = [
-            torch.optim.AdamW(
-                [{"params": group} for group in groups if group],
-                lr=config.lr,
-                betas=config.betas,
-                eps=1e-8,
-                weight_decay=config.weight_decay,
-                fused=others[0].device.type in ("cpu", "cuda"),
+        if not self.named:
+            raise ValueError("optimizer.scale freezes every weight of the model: leave one part above 0")
+        muon = [name for name, p in self.named.items() if config.kind == "muon" and inside_block(name, p)]
+        adamw = [name for name in self.named if name not in set(muon)]
+        self.parts: list[Optimizer] = []
+        if adamw:
+            self.parts.append(
+                torch.optim.AdamW(
+                    self.groups(adamw, config.lr, config.scale),
+                    betas=config.betas,
+                    eps=1e-8,
+                    weight_decay=config.weight_decay,
+                    fused=self.named[adamw[0]].device.type in ("cpu", "cuda"),
+                )
             )
-        ]
-        if matrices:
-            self.parts.append(Muon([self.named[name] for name in matrices], config.muon_lr, config.weight_decay))
+        if muon:
+            self.parts.append(Muon(self.groups(muon, config.muon_lr, config.scale), config.weight_decay))
         self.rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
+
+    def groups(self, names: list[str], lr: float, scale: PartRates) -> list[dict[str, Any]]:
+        """One per part of the model; and one fused kernel takes shards or whole tensors, not both."""
+        found: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name in names:
+            p = self.named[name]
+            found.setdefault((part_of(name), isinstance(p, DTensor)), []).append(p)
+        return [{"params": group, "lr": lr * scale.of(part)} for (part, _), group in found.items()]
 
     def step(self, factor: float) -> None:
         """One update at `factor` times the configured rates."""
@@ -71,8 +82,9 @@ def memory(part: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
 
 
 def inside_block(name: str, parameter: nn.Parameter) -> bool:
-    """A weight matrix inside a block: what Muon orthogonalises."""
-    return name.startswith("blocks.") and name.endswith(".weight") and parameter.ndim == 2
+    """A weight matrix inside a block: what Muon orthogonalises. The factors of an adapter are none."""
+    matrix = name.startswith("blocks.") and name.endswith(".weight") and parameter.ndim == 2
+    return matrix and ".lora_" not in name
 
 
 class Muon(Optimizer):
@@ -83,8 +95,8 @@ class Muon(Optimizer):
     processes into updates that do, and is slower there.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, groups: list[dict[str, Any]], weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -144,3 +156,38 @@ class Average:
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+class LossScale:
+    """fp16 has few exponents: gradients are computed from a larger loss and divided again, in float32.
+
+    A step whose gradients overflow is taken again at half the scale, with the same clips and noise: so a step stays
+    an optimiser step, no clip is lost, and the schedule and the data of a run do not depend on where it overflowed.
+    """
+
+    GROWTH_STEPS = 2000
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self.value = 2.0**16 if on else 1.0
+        self.clean_steps = 0
+
+    def undo(self, model: nn.Module) -> None:
+        if self.on:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            scale_(gradients, torch.tensor(1 / self.value, device=gradients[0].device))
+
+    def overflowed(self, norm: Tensor) -> bool:
+        """Whether to take the step again. The norm is that of all processes, so they decide alike.
+
+        Below 1 the scale is not to blame, and whoever guards the run must hear of it.
+        """
+        if not self.on:
+            return False
+        if bool(norm.isfinite()):
+            self.clean_steps += 1
+            if self.clean_steps == self.GROWTH_STEPS:
+                self.value, self.clean_steps = self.value * 2, 0
+            return False
+        self.value, self.clean_steps = self.value / 2, 0
+        return self.value >= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from accelerate import Accelerator
 
 from avgen.config import fingerprint
 from avgen.models.dit import AVTransformer
+from avgen.models.lora import add_lora, save_lora
 from avgen.train import checkpoint
 from avgen.train.balance import Balance
 from avgen.train.config import TrainConfig
-from avgen.train.metrics import Meter
-from avgen.train.optim import Average, Optimizers
+from avgen.train.metrics import Meter, part_of
+from avgen.train.optim import Average, LossScale, Optimizers, trained
 from avgen.train.parallel import Processes, gathered, spread
 from avgen.train.watch import Guard
 
@@ -31,6 +32,7 @@ class Run:
     wrapped: torch.nn.Module  # as the processes share it: the training step's forward pass goes through here
     optimizers: Optimizers
     average: Average
+    loss_scale: LossScale
     writer: checkpoint.Writer
     meter: Meter
     guard: Guard
@@ -40,16 +42,23 @@ class Run:
     stopping: bool = False  # all processes agreed to, at the same step
 
     def state(self) -> dict[str, Any]:
-        """Every tensor that a later run must have back; saving and loading happen in place."""
+        """Every tensor that a later run must have back; saving and loading happen in place.
+
+        Beside adapters the weights are those of `start`, and stay there.
+        """
+        lora = self.config.lora is not None
         return {
-            "model": self.model.state_dict(),
+            "model": {n: p.detach() for n, p in trained(self.model)} if lora else self.model.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "average": self.average.weights,
             "balance": self.balance.state,
         }
 
     def about(self) -> checkpoint.About:
-        return checkpoint.About(self.step, fingerprint(self.config.model), self.processes.count)
+        config, scale = self.config, self.loss_scale
+        # which tensors there are, and what they go on from
+        made_of = fingerprint((config.model, config.lora, config.start if config.lora else None))
+        return checkpoint.About(self.step, made_of, self.processes.count, scale.value, scale.clean_steps)
 
     def restore(self, path: Path) -> None:
         about = checkpoint.about(path)
@@ -57,6 +66,24 @@ class Run:
             raise ValueError(f"the checkpoint in {path} is of another model: give another out=, or its model")
         checkpoint.load(path, self.state(), self.processes.host)
         self.step = about.step
+        if self.loss_scale.on:
+            self.loss_scale.value, self.loss_scale.clean_steps = about.loss_scale, about.clean_steps
+
+
+def built(config: TrainConfig) -> AVTransformer:
+    """The model that is trained, on the host: fresh or from `start`, with what is not trained frozen."""
+    torch.manual_seed(config.seed)
+    model = AVTransformer.of(config.model)
+    if config.start is not None:
+        given = AVTransformer.from_pretrained(config.start)
+        if replace(given.spec, attention=config.model.attention) != config.model:
+            raise ValueError(f"start={config.start} holds another model than model= describes: give both alike")
+        model.load_state_dict(given.state_dict())
+    for name, p in model.named_parameters():
+        p.requires_grad_(config.optimizer.scale.of(part_of(name)) > 0)
+    if config.lora is not None:
+        add_lora(model, config.lora.parts, config.lora.rank, config.lora.alpha)
+    return model
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -64,8 +91,7 @@ def prepare(config: TrainConfig) -> Run:
     # without cpu=True accelerate takes the processes that torchrun starts on CPUs for strangers, without a word
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     processes = Processes.of(accelerator)
-    torch.manual_seed(config.seed)
-    model = AVTransformer.of(config.model)
+    model = built(config)
     model.set_checkpointing(config.checkpointing)
     wrapped = spread(model, config.parallel, accelerator, config.half)
     if config.compile:
@@ -79,6 +105,7 @@ def prepare(config: TrainConfig) -> Run:
         wrapped,
         Optimizers(model, config.optimizer),
         Average(model, config.ema_decay),
+        LossScale(on=config.precision == "fp16"),
         checkpoint.Writer(folder, config.keep, processes.files),
         Meter(config, accelerator.device),
         Guard(config.guard, accelerator.device),
@@ -97,17 +124,25 @@ def save(run: Run) -> None:
 
 
 def export(run: Run) -> Path:
-    """The averaged weights, gathered, as a folder that `AVTransformer.from_pretrained` loads."""
-    folder = run.config.out / "model"
+    """The averaged weights, gathered, as a folder that `AVTransformer.from_pretrained` loads.
+
+    Adapters become a folder that `load_lora` loads onto the model of `start`.
+    """
+    lora = run.config.lora is not None
+    folder = run.config.out / ("lora" if lora else "model")
     first = run.accelerator.is_main_process
     weights: dict[str, torch.Tensor] = {}
-    for name, value in (run.model.state_dict() | run.average.weights).items():
+    for name, value in (run.state()["model"] | run.average.weights).items():
         whole = gathered(value.detach())
         if first:
             weights[name] = whole.cpu()
-    if first:
+    if first and lora:
+        model = built(run.config)
+        model.load_state_dict(weights, strict=False)
+        save_lora(model, folder)
+    elif first:
         with torch.device("meta"):
-            model = AVTransformer(**asdict(run.config.model))
+            model = AVTransformer.of(run.config.model)
         model.load_state_dict(weights, assign=True)
         model.save_pretrained(folder)
     run.accelerator.wait_for_everyone()

@@ -46,7 +46,7 @@ def _table(
     table = LossTable([task], model.device)
     for places, counts in shared(config.validation_clips, accelerator.process_index, accelerator.num_processes):
         drawn = _drawn(held_out, config, task, places).to(model.device)
-        with torch.autocast(model.device.type, config.half, enabled=config.half is not None):
+        with config.autocast(model.device):
             found = step_losses(model, drawn, config.flow)
         if counts:
             table.add(found, drawn)

@@ -173,7 +173,7 @@ def write_fault(
 @torch.no_grad()
 def seen(part: Draw, places: range, model: nn.Module, config: TrainConfig) -> list[Seen]:
     device = next(model.parameters()).device
-    with torch.autocast(device.type, config.half, enabled=config.half is not None):
+    with config.autocast(device):
         found = step_losses(model, part.to(device), config.flow)
     streams: dict[str, Stream] = {m: s for m in MODALITIES if (s := getattr(part.noisy, m)) is not None}
     clean = {m: getattr(part.clean, m) for m in streams}

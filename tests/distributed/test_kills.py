@@ -32,22 +32,22 @@ def settings(folder, **changes):
 
 
 def newest(folder):
-    """The step of the newest checkpoint; every folder that is seen as one must be whole."""
-    steps = [-1]
-    for path in folder.glob("step_*"):
-        assert (path / ".metadata").is_file()
-        steps.append(checkpoint.about(path).step)
-    return max(steps)
+    """The step of the newest checkpoint, 0 before the first."""
+    return max((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), default=0)
 
 
-def kill_at_random(processes, folder, chance, span_s):
-    """Kill all of them; every other time while a checkpoint is being written."""
-    end = time.monotonic() + chance.uniform(0, span_s)
-    if chance.random() < 0.5:
-        while not any(folder.glob(".step_*.part")) and all(p.is_alive() for p in processes):
+def kill_at_random(processes, folder, chance, before):
+    """Kill all of them: none to two saves further on, at some instant after it or while the next is being written."""
+
+    def wait_until(reached):
+        while not reached() and all(p.is_alive() for p in processes):
             time.sleep(0.002)
-        end = time.monotonic() + chance.uniform(0, 0.3)
-    time.sleep(max(0.0, end - time.monotonic()))
+
+    target = min(before + chance.choice([0, 10, 10, 20]), 190)
+    wait_until(lambda: newest(folder) >= target)
+    if chance.random() < 0.5:
+        wait_until(lambda: any(folder.glob(".step_*.part")))
+    time.sleep(chance.uniform(0, 0.4))
     alive = [p for p in processes if p.is_alive()]
     for process in chance.sample(alive, len(alive)):
         os.kill(process.pid, signal.SIGKILL)
@@ -57,25 +57,24 @@ def kill_at_random(processes, folder, chance, span_s):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["one", "fsdp"])
 def test_twenty_kills_change_no_bit(strategy, tmp_path):
     count = 1 if strategy == "one" else 2
     parallel = ParallelConfig("ddp" if strategy == "one" else strategy)
-    began = time.monotonic()
     whole = ranks.run(tmp_path / "a", count, training.trained, settings(tmp_path / "whole", parallel=parallel))
-    span_s = (time.monotonic() - began) / 8
     cut = settings(tmp_path / "cut", parallel=parallel)
     folder, chance = tmp_path / "cut" / "checkpoints", random.Random(strategy)
-    kills, during_a_save, before = 0, 0, -1
+    kills, during_a_save, before = 0, 0, 0
     for _ in range(KILLS):
         processes = ranks.start(count, training.trained, cut)
-        kills += kill_at_random(processes, folder, chance, span_s)
+        kills += kill_at_random(processes, folder, chance, before)
         during_a_save += any(folder.glob(".step_*.part"))
+        assert checkpoint.checkpoints(folder) == sorted(folder.glob("step_*"))
         assert newest(folder) >= before
         before = newest(folder)
     print(f"{strategy}: {kills} kills, {during_a_save} of them during a save, the last after step {before}")
     found = ranks.run(tmp_path / "b", count, training.trained, cut)
-    assert kills >= KILLS // 2
+    assert kills == KILLS
     for ours, theirs in zip(found, whole, strict=True):
         assert training.identical(ours, theirs)
 
