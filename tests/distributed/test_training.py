@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from avgen.train.config import OptimizerConfig, ParallelConfig
+from avgen.models.dit import AVTransformer
+from avgen.train.config import LoraConfig, OptimizerConfig, ParallelConfig, PartRates
 from avgen.train.step import drawn_tasks
 from tests.distributed import ranks, training
+from tests.models.factory import model
 
 STRATEGIES = {
     "ddp": ParallelConfig("ddp"),
@@ -39,6 +42,49 @@ def test_two_processes_equal_one(alone, strategy, tmp_path):
         assert apart < 1e-5
         assert seen.norms == pytest.approx(expected.norms, rel=1e-4)
         assert seen.rates == expected.rates
+
+
+def test_copies_of_shards_equal_one(tmp_path):
+    """HSDP over four processes: two copies of two shards, the rates of parts unlike and one of them frozen."""
+    optimizer = OptimizerConfig(kind="muon", warmup_steps=2, scale=PartRates(video=0.5, captions=0.0))
+    changes = {"steps": 6, "optimizer": optimizer}
+    [(expected, weights)] = ranks.run(tmp_path / "a", 1, training.watched, training.config(tmp_path / "one", **changes))
+    settings = training.config(tmp_path / "four", parallel=ParallelConfig("hsdp", shard=2), **changes)
+    for seen, found in ranks.run(tmp_path / "b", 4, training.watched, settings):
+        assert training.furthest(seen.losses, expected.losses) < 1e-5
+        assert training.difference(found, weights) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_adapters_of_two_processes_equal_those_of_one(strategy, tmp_path):
+    model().save_pretrained(tmp_path / "start")
+    changes = {"steps": 6, "start": tmp_path / "start", "lora": LoraConfig(rank=2)}
+    usual = training.config(tmp_path / "one", **changes)
+    [(expected, weights)] = ranks.run(tmp_path / "a", 1, training.watched_and_exported, usual)
+    settings = training.config(tmp_path / "two", parallel=STRATEGIES[strategy], **changes)
+    for seen, found in ranks.run(tmp_path / "b", 2, training.watched_and_exported, settings):
+        assert training.furthest(seen.losses, expected.losses) < 1e-5
+        assert training.difference(found, weights) < 1e-5
+    adapters = [load_file(tmp_path / run / "lora" / "pytorch_lora_weights.safetensors") for run in ("one", "two")]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all((adapters[0][name] - adapters[1][name]).abs().max() < 1e-5 for name in adapters[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_shards_follow_one_process(precision, tmp_path):
+    changes = {"steps": 6, "precision": precision}
+    [(expected, _)] = ranks.run(tmp_path / "a", 1, training.watched, training.config(tmp_path / "one", **changes))
+    settings = training.config(tmp_path / "two", parallel=STRATEGIES["fsdp"], **changes)
+    for seen, found in ranks.run(tmp_path / "b", 2, training.watched, settings):
+        assert training.furthest(seen.losses, expected.losses) < 0.03
+        assert all(value.dtype == torch.float32 for value in found.values())
+
+
+def test_the_export_of_shards_is_the_average(tmp_path):
+    settings = training.config(tmp_path / "run", steps=3, parallel=STRATEGIES["fsdp"])
+    [(_, weights), _] = ranks.run(tmp_path / "a", 2, training.watched_and_exported, settings)
+    exported = AVTransformer.from_pretrained(tmp_path / "run" / "model")
+    assert all(torch.equal(p, weights[f"average {name}"]) for name, p in exported.named_parameters())
 
 
 def test_what_is_random_differs_between_processes_and_follows_the_place_in_the_batch(alone, tmp_path):

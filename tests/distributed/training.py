@@ -12,6 +12,7 @@ from rich.console import Console
 from avgen.train import loop
 from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
 from avgen.train.parallel import gathered
+from avgen.train.run import export
 from avgen.types import stack_batches
 from tests.models.factory import batch, scatter
 from tests.models.factory import config as model_config
@@ -71,7 +72,7 @@ class Seen:
         self.draws, self.rates, self.norms, self.losses = [], [], [], []
 
 
-def watched(settings, source=None, order=None):
+def watched(settings, source=None, order=None, after=lambda run: None):
     """Train; what this process saw, and the whole weights at the end."""
     seen = Seen()
     real_draw, real_optimise, real_model = loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"]
@@ -104,7 +105,12 @@ def watched(settings, source=None, order=None):
         run = loop.train(settings, source or Clips(), Clips(), quiet(), order)
     finally:
         loop.draw, loop.optimise, loop.prepare.__globals__["AVTransformer"] = real_draw, real_optimise, real_model
+    after(run)
     return seen, whole(run)
+
+
+def watched_and_exported(settings):
+    return watched(settings, after=export)
 
 
 def trained(settings):
