@@ -61,7 +61,7 @@ class Device:
     memory_gib: float
 
     def tflops(self, dtype: Dtype) -> float:
-        return self.bf16_tflops if dtype == "bf16" else self.fp32_tflops
+        return self.fp32_tflops if dtype == "fp32" else self.bf16_tflops
 
 
 DEVICES = {
@@ -86,7 +86,7 @@ class PlanConfig:
     ragged: bool = False  # the batch is padded, so attention is masked (tokens are those of the longest sample)
     video_codec: VideoGeometry | None = None  # null = a known one that fits model.video.channels
     audio_codec: AudioGeometry | None = None  # null = a known one that fits model.audio.channels
-    dtype: Dtype = "bf16"  # bf16 = autocast over float32 weights
+    dtype: Dtype = "bf16"  # bf16, fp16 = autocast over float32 weights
     checkpointing: Checkpointing = "none"  # what the blocks keep for the backward pass
     ema: bool = True  # a float32 average of the weights on the device
     optimizer_kind: Literal["adamw", "muon"] = "adamw"  # muon remembers one number per weight of the blocks, adamw two

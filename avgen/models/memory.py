@@ -18,7 +18,7 @@ from avgen.models.blocks import PARTNER
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.cost import LEVEL_CHANNELS, REBUILT, BatchShape, StreamShape, joint_stages, linears, parameters
 
-Dtype = Literal["fp32", "bf16"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Numerics:
 
     @classmethod
     def of(cls, dtype: Dtype, fused_norm: bool = True) -> Numerics:
-        return cls({"fp32": 4, "bf16": 2}[dtype], fused_norm)
+        return cls({"fp32": 4, "bf16": 2, "fp16": 2}[dtype], fused_norm)
 
     def head(self, rows: int, channels: int) -> int:
         """Queries or keys from projection to attention: the norm's input in float32, the normed, the attended."""
@@ -189,7 +189,7 @@ def memory(
     every = stages(config, batch, n)
     cast = {True: 0, False: 0}  # inside blocks and outside
     for linear in linears(config):
-        if linear.autocast and dtype == "bf16":
+        if linear.autocast and dtype != "fp32":
             cast[linear.in_block] += n.act * linear.parameters
     kept, rebuilt, casts, head = ends(config, batch, n), 0, sum(cast.values()), heads(config, batch, n)
     if checkpointing == "none":
