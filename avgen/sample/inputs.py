@@ -94,7 +94,7 @@ class Edit:
 
     key_frames_s: tuple[float, ...] = ()  # of interpolate: instants of the video that are given; default first and last
     remake: str = "both"  # of inpaint: video, audio or both
-    hole_s: tuple[float, float] | None = None  # of inpaint: the span to make anew; default all of it
+    hole_s: tuple[float, float] | None = None  # of inpaint: the span to make anew; default all of the clip
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # of inpaint: top, left, bottom, right, as fractions
 
     def __post_init__(self) -> None:
@@ -157,6 +157,8 @@ def made_exact(
         return extend(real_s[0] if frames is not None else None, real_s[1] if wave is not None else None)
     if task == "interpolate":
         return interpolate(edit.key_frames_s or (0.0, form.duration_s))
+    if edit.remake == "both" and edit.hole_s is None and edit.box == Edit().box:
+        raise ValueError("task=inpaint needs a hole: give edit.hole_s=[from,to], edit.box or edit.remake=video|audio")
     hole = Hole(*(edit.hole_s or (-np.inf, np.inf)), *edit.box)
     if edit.remake in ("video", "both"):
         exact = inpaint(video=[hole], audio=[Hole(hole.start_s, hole.end_s)] if edit.remake == "both" else ())

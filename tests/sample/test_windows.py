@@ -98,6 +98,8 @@ def test_inpaint_makes_the_hole_anew_and_nothing_else(pipe, tmp_path):
     assert changed.tolist() == [False] * 4 + [True] * 2 + [False] * 2
     assert np.array_equal(made.audio[:, :7900], given_clip.audio[:, :7900])
     assert not np.array_equal(made.audio[:, 8000:12000], given_clip.audio[:, 8000:12000])
+    with pytest.raises(ValueError, match="needs a hole"):
+        pipe(task="inpaint", video=source, method=QUICK)
     only = pipe(task="inpaint", video=source, method=Method(QUICK.solver, edit=Edit(remake="audio")))[0].clip
     assert np.array_equal(only.video, given_clip.video)
     assert not np.array_equal(only.audio, given_clip.audio)
