@@ -62,7 +62,7 @@ def test_curves_show_what_was_logged(tmp_path):
     assert (np.abs(blue).max(-1) < 8).sum() > 100  # the picture's curve is there
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:Data has no positive values")
 def test_a_run_that_failed_early_is_drawn_too(tmp_path):
     (tmp_path / METRICS).write_text('{"step": 1, "loss/video": NaN, "gradient_norm/all": NaN}\n{"step": 2, "loss/vid')
     assert draw(CurvesConfig(tmp_path)).is_file()
