@@ -57,7 +57,7 @@ def kill_at_random(processes, folder, chance, before):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["one", "fsdp"])
+@pytest.mark.parametrize("strategy", ["one", "ddp"])
 def test_twenty_kills_change_no_bit(strategy, tmp_path):
     count = 1 if strategy == "one" else 2
     parallel = ParallelConfig("ddp" if strategy == "one" else strategy)
