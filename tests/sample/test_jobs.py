@@ -210,3 +210,24 @@ def test_the_scripts_write_a_clip(model, tmp_path):
         out: Path = tmp_path / f"{task}.mp4"
         script.main([str(model), "a red ball", *(str(given[n]) for n in inputs), str(out)])
         assert read_clip(out, video=True, audio=True).clip.video is not None
+
+
+def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
+    """From the run's folder or the model in it: the model with the codecs and the form it was trained with."""
+    from avgen.sample import folder
+    from avgen.sample.folder import open_pipeline
+    from avgen.train.config import ToyboxData, TrainConfig
+    from avgen.train.record import begin
+    from avgen.train.run import export, prepare
+    from tests.sample.factory import MODEL
+
+    config = TrainConfig(model=MODEL, steps=1, batch=1, out=tmp_path / "run", data=ToyboxData(workers=0))
+    run = prepare(config)
+    begin(config, run.accelerator)
+    made = export(run)
+    parts = pipeline()
+    monkeypatch.setattr(folder, "load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
+    one, other = open_pipeline(config.out), open_pipeline(made)
+    assert one.fingerprint == other.fingerprint
+    assert (one.trained_form.fps, one.trained_form.duration_s) == (config.data.world.fps, config.data.world.duration_s)
+    assert one(prompt="a", height=16, width=16)[0].clip.video.shape == (16, 16, 16, 3)
