@@ -54,8 +54,12 @@ class BridgeConfig:
     head_dim: int = 64  # channels of a head, all turned by time
     at: tuple[int, ...] | None = None  # stages that have a bridge; None = every stage where both towers have a layer
     clock: Clock = field(default_factory=Clock)  # common to both streams
+    focus: float = 1.5  # how strongly untrained heads look at what happens at the same time; 0 = not at all
+    reach_s: float = 0.06  # untrained heads look from so much earlier to so much later, one after the other
 
     def __post_init__(self) -> None:
+        if self.focus < 0 or self.reach_s < 0:
+            raise ValueError(f"bridge focus={self.focus} and reach_s={self.reach_s} cannot be negative")
         if self.head_dim % 2:
             raise ValueError(f"bridge head_dim={self.head_dim} must be even: rotary positions turn pairs of channels")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from avgen.models.architecture import BridgeConfig, TowerConfig
 from avgen.models.attention import attend
 from avgen.models.checkpointing import Checkpointing, checkpointed
-from avgen.models.rope import Rotation, rotate
+from avgen.models.rope import Rotation, rotate, turned
 
 Streams = dict[str, Tensor]  # modality -> (B, N, D)
 PARTNER = {"video": "audio", "audio": "video"}
@@ -190,6 +190,21 @@ class Bridge(nn.Module):
             {m: Attention(widths[m], widths[PARTNER[m]], config.heads, config.head_dim, backend) for m in widths}
         )
         self.table = nn.ParameterDict({m: nn.Parameter(torch.zeros(5, width)) for m, width in widths.items()})
+
+    @torch.no_grad()
+    def align(self, config: BridgeConfig) -> None:
+        """Untrained heads attend in time: a constant part of queries and keys, in their biases, whose rotated product
+        peaks at a time difference of its own for each head. Without it the towers spend hundreds of steps on
+        finding out that what matters is what happens now."""
+        last = max(1, config.heads - 1)
+        offsets_s = [
+            config.reach_s * (2 * head - last) / last if config.heads > 1 else 0.0 for head in range(config.heads)
+        ]
+        size = 2 * config.focus  # content has a root mean square of 1 per channel, these constants of 1/2
+        for attn in self.attn.values():
+            queries = [turned(offset_s, config.clock, config.head_dim) for offset_s in offsets_s]
+            attn.to_q.bias.copy_(size * torch.cat(queries))
+            attn.to_k.bias.copy_(size * turned(0.0, config.clock, config.head_dim).repeat(config.heads))
 
     def forward(self, x: Streams, c: dict[str, Context]) -> Streams:
         bridge = {m: context for m in x if (context := c[m].bridge) is not None}

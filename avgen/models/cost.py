@@ -17,7 +17,7 @@ from typing import Literal
 from avgen.models.architecture import ModelConfig, TowerConfig
 from avgen.models.blocks import PARTNER
 from avgen.models.checkpointing import Checkpointing
-from avgen.models.text import VOCABULARY
+from avgen.models.text import GRAM_ROWS, VOCABULARY
 from avgen.types import AudioGeometry, Batch, Stream, VideoGeometry
 
 Part = Literal["video", "audio", "bridge", "captions"]
@@ -189,7 +189,7 @@ def other_parameters(config: ModelConfig) -> Iterator[tuple[Part, int]]:
             inner = config.bridge.heads * config.bridge.head_dim
             yield "bridge", bridged_stages(config) * (2 * inner + 5 * d)
     text = config.text
-    encoder = VOCABULARY + text.max_length + 4 * text.depth + 2 if text.kind == "bytes" else 0
+    encoder = VOCABULARY + GRAM_ROWS + text.max_length + 4 * text.depth + 2 if text.kind == "bytes" else 0
     yield "captions", text.width * (1 + encoder)  # 1: the learned null
 
 
@@ -331,7 +331,7 @@ def step_cost(config: ModelConfig, batch: BatchShape, checkpointing: Checkpointi
         again = ahead if x.in_block and checkpointing != "none" else 0
         work.append(Work(x.part, x.what, ahead, back * (2 if x.input_grad else 1), again))
     for part, what, learnt, fixed, channels in attentions(config, batch):
-        products = 4 if config.attention == "math" and part != "captions" else 5  # captions always use "sdpa"
+        products = 4 if config.attention == "math" else 5
         one = 2 * channels
         kept = checkpointing == "none" or (checkpointing == "keep_attention" and config.attention not in REBUILT)
         again = 0 if kept or part == "captions" else 2 * one * learnt

@@ -184,6 +184,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             zero += [tower.level_modulate, tower.head]
         for block in self.blocks:
             zero += [tower.text_attn.to_out for tower in block.towers.values()]
+            if block.bridge is not None:
+                block.bridge.align(self.spec.bridge)
         for module in zero:
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)

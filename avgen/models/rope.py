@@ -108,6 +108,14 @@ def _rotation(positions: list[Tensor], channels: list[int], thetas: list[float])
     return Rotation(angles.cos().float()[:, :, None], angles.sin().float()[:, :, None])
 
 
+def turned(offset_s: float, clock: Clock, channels: int) -> Tensor:
+    """(channels,) float32: pairs (1, 0) of the faster half of the frequencies, turned as by `offset_s`. As a constant
+    part of queries, with turned(0) in the keys, it makes attention peak at keys that lie `offset_s` after the query."""
+    angles = frequencies(channels, clock.theta) * clock.units_per_s * offset_s
+    fast = torch.arange(len(angles)) < len(angles) / 2  # the slower ones hardly tell moments of a clip apart
+    return (torch.stack([angles.cos(), angles.sin()], dim=-1) * fast[:, None]).flatten().float()
+
+
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """(B, N, heads, 2R), neighbouring channels as pairs; computed in float32, returned in x's dtype."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avgen.models.attention import attend
@@ -17,6 +18,10 @@ from avgen.types import Text
 
 BEGIN = 256  # stands before every caption, so that an empty one still has a token
 VOCABULARY = 257
+# Runs of bytes that end at a place, hashed into one table: words are told apart from the first step, where bytes alone
+# must first be put together by the layers (Pagnoni et al. 2024, Byte Latent Transformer, section 3.2.1).
+GRAMS = (3, 5)
+GRAM_ROWS = 2048
 
 
 @runtime_checkable
@@ -99,6 +104,7 @@ class ByteEncoder(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, max_length: int, backend: str) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, width)
+        self.grams = nn.Embedding(GRAM_ROWS, width)
         self.position = nn.Parameter(torch.randn(max_length, width) * 0.02)
         self.layers = nn.ModuleList(ByteLayer(width, heads, backend) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -109,9 +115,20 @@ class ByteEncoder(nn.Module):
         if x.shape[1] > longest:
             raise ValueError(f"a caption of {x.shape[1]} bytes is longer than model.text.max_length={longest}")
         h = self.embed(x) + self.position[: x.shape[1]]
+        for length in GRAMS:
+            h = h + self.grams(gram_rows(x, length))
         for layer in self.layers:
             h = layer(h, valid)
         return self.norm(h)
+
+
+def gram_rows(x: Tensor, length: int) -> Tensor:
+    """(B, L) bytes -> (B, L) int64: which row of the table holds the `length` bytes that end at each place."""
+    code = torch.full_like(x, length)
+    for back in range(length):
+        earlier = F.pad(x, (back, 0))[:, : x.shape[1]]
+        code = (code * 1_000_003 + earlier + 1) % 2_147_483_647
+    return code % GRAM_ROWS
 
 
 class ByteLayer(nn.Module):

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from avgen.models.architecture import ModelConfig, TextConfig, TowerConfig
 from avgen.models.dit import AVTransformer
 from avgen.models.encoders import FAMILIES, TransformersText
-from avgen.models.text import ByteText, TextEncoder
+from avgen.models.text import GRAM_ROWS, ByteText, TextEncoder, bytes_of, gram_rows
 from avgen.types import AudioGeometry, Batch, Text, TimeGrid
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -341,3 +341,12 @@ def test_a_model_trains_on_what_an_encoder_says(kind: str, folders: Callable[[st
     text: Text = encoder.encode(CAPTIONS)
     model(Batch(None, sound, text, text)).audio.square().mean().backward()
     assert model.towers["audio"].text_embed[0].weight.grad.any()
+
+
+def test_a_run_of_bytes_has_one_row_wherever_it_stands() -> None:
+    rows = gram_rows(bytes_of(["red ball", "a red ball, bleu"], 64).x, 5)
+    ball = [rows[0, 8], rows[1, 10]]  # the places of "ball"'s last letter, behind the mark that begins a caption
+    assert ball[0] == ball[1]
+    assert len(rows[1, 5:17].unique()) > 10
+    assert rows.min() >= 0
+    assert rows.max() < GRAM_ROWS

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avgen.models.rope import Clock, Space, rotate, space_time_rotation, time_rotation
+from avgen.models.rope import Clock, Space, rotate, space_time_rotation, time_rotation, turned
 from avgen.types import TimeGrid
 
 from .factory import VIDEO
@@ -88,3 +88,15 @@ def test_impossible_clocks_are_refused():
         Clock(anchor="centre")
     with pytest.raises(ValueError, match="space kind"):
         Space(kind="pixels")
+
+
+@pytest.mark.parametrize("offset_s", [-0.06, 0.0, 0.06])
+def test_turned_constants_attend_most_at_their_offset(offset_s: float) -> None:
+    clock, channels = Clock(), 64
+    instants = torch.linspace(-0.5, 0.5, 101, dtype=torch.float64)
+    keys = turned(0.0, clock, channels).expand(1, 101, 1, channels)
+    query = turned(offset_s, clock, channels).expand(1, 1, 1, channels)
+    far = time_rotation(torch.stack([instants, instants], -1)[None] + 100, clock, channels)
+    here = time_rotation(torch.full((1, 1, 2), 100.0, dtype=torch.float64), clock, channels)
+    scores = (rotate(query, here) * rotate(keys, far)).sum(-1)[0, :, 0]
+    assert abs(instants[scores.argmax()] - offset_s) < 0.006
