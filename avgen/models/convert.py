@@ -49,6 +49,10 @@ LAYER = {
     "scale_shift_table": "table",
 }
 
+ROTATED = re.compile(
+    r"^layers\.\d+\.attn\.(to|norm)_[qk]\."
+)  # the tower's weights that make queries and keys with positions
+
 
 def tower_config_of_wan(wan: Mapping[str, Any], fps: float, time: TimeGrid = WAN_TIME) -> TowerConfig:
     """The tower that a `WanTransformer3DModel`'s weights fit, with the rotary units they were trained in.
@@ -223,10 +227,15 @@ class Turned:
     outward: Callable[[Tensor], Tensor]
 
 
-def turned(name: str, patch: int) -> Turned:
+def turned(name: str, patch: int, heads: int) -> Turned:
     """Wan's patch convolution reads (c p q) as a linear layer would; its head writes (p q c); its tables have
-    a batch dimension."""
+    a batch dimension; its rotary positions turn neighbouring channels of a head, where ours turn its halves."""
     sides = {"p": patch, "q": patch}
+    if ROTATED.search(name):
+        return Turned(
+            lambda w: rearrange(w, "(h r pair) ... -> (h pair r) ...", h=heads, pair=2),
+            lambda w: rearrange(w, "(h pair r) ... -> (h r pair) ...", h=heads, pair=2),
+        )
     if name == "embed.weight":
         return Turned(lambda w: w.flatten(1), lambda w: rearrange(w, "d (c t p q) -> d c t p q", t=1, **sides))
     if name in ("head.weight", "head.bias"):
@@ -259,7 +268,9 @@ def tower_of_wan(weights: Mapping[str, Tensor], wan: Mapping[str, Any]) -> dict[
     patch = refuse_unless_plain(wan)
     names = wan_names(wan["num_layers"], wan["cross_attn_norm"])
     require_same(weights, names, "weights of the Wan checkpoint")
-    return {ours: turned(ours, patch).inward(weights[theirs]) for theirs, ours in names.items()}
+    return {
+        ours: turned(ours, patch, wan["num_attention_heads"]).inward(weights[theirs]) for theirs, ours in names.items()
+    }
 
 
 def wan_state(model: AVTransformer, patch: int = PATCH) -> dict[str, Tensor]:
@@ -268,7 +279,9 @@ def wan_state(model: AVTransformer, patch: int = PATCH) -> dict[str, Tensor]:
     weights = tower_state(model, "video")
     names = wan_names(tower.depth, tower.text_norm)
     require_same(weights, names.values(), "weights of the video tower")
-    return {theirs: turned(ours, patch).outward(weights[ours]).contiguous() for theirs, ours in names.items()}
+    return {
+        theirs: turned(ours, patch, tower.heads).outward(weights[ours]).contiguous() for theirs, ours in names.items()
+    }
 
 
 def wan_config(model: AVTransformer, patch: int = PATCH) -> dict[str, Any]:

@@ -113,11 +113,13 @@ def turned(offset_s: float, clock: Clock, channels: int) -> Tensor:
     part of queries, with turned(0) in the keys, it makes attention peak at keys that lie `offset_s` after the query."""
     angles = frequencies(channels, clock.theta) * clock.units_per_s * offset_s
     fast = torch.arange(len(angles)) < len(angles) / 2  # the slower ones hardly tell moments of a clip apart
-    return (torch.stack([angles.cos(), angles.sin()], dim=-1) * fast[:, None]).flatten().float()
+    return torch.cat([angles.cos() * fast, angles.sin() * fast]).float()
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """(B, N, heads, 2R), neighbouring channels as pairs; computed in float32, returned in x's dtype."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * by.cos - odd * by.sin, even * by.sin + odd * by.cos], dim=-1)
-    return turned.flatten(-2).type_as(x)
+    """(B, N, heads, 2R), channel r paired with channel R + r; computed in float32, returned in x's dtype.
+
+    Pairs of neighbours, as some models have them, would keep a compiler from reading and writing whole vectors.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * by.cos - second * by.sin, first * by.sin + second * by.cos], dim=-1).type_as(x)
