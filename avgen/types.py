@@ -168,6 +168,12 @@ class Batch(_Movable):
     def size(self) -> int:
         return len(self.video_text.x)
 
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The streams there are, by modality."""
+        both = {"video": self.video, "audio": self.audio}
+        return {m: stream for m, stream in both.items() if stream is not None}
+
 
 class Velocity(NamedTuple):
     """The model's answer, noise - data, per stream. A tuple, because accelerate rebuilds model outputs."""

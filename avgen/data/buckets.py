@@ -15,13 +15,14 @@ the same to look up as step 0. Three rules make that so.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+
+from avgen.rng import word_of
 
 ROUNDS = 6  # of the permutation: four give a pseudorandom one (Luby and Rackoff 1988), more suit a plain round function
 
@@ -130,7 +131,7 @@ class Schedule:
         chosen = np.empty_like(within)
         for number in np.unique(passes):
             now = passes == number
-            chosen[now] = permuted(within[now], len(clips), _word(self.seed, "pass", which, int(number)))
+            chosen[now] = permuted(within[now], len(clips), word_of(self.seed, "pass", which, int(number)))
         return [int(clips[i]) for i in chosen.tolist()]
 
 
@@ -141,7 +142,7 @@ def permuted(places: np.ndarray, n: int, key: int) -> np.ndarray:
     """
     half = np.uint64(max(1, (int(n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    keys = [np.uint64(_word(key, number)) for number in range(ROUNDS)]
+    keys = [np.uint64(word_of(key, number)) for number in range(ROUNDS)]
     out = places.astype(np.uint64)
     outside = np.ones(len(out), dtype=bool)
     while outside.any():
@@ -160,11 +161,6 @@ def _scrambled(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _word(*parts: int | str) -> int:
-    """64 bits from a seed and what it is for."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
-
-
 def uniform_of(*parts: int | str) -> float:
     """A number in [0, 1) from a seed and what it is for."""
-    return (_word(*parts) >> 11) / 2**53
+    return (word_of(*parts) >> 11) / 2**53

@@ -192,7 +192,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def forward(self, batch: Batch, perturbation: Perturbation | None = None) -> Velocity:
         perturbation = perturbation or Perturbation()
-        streams: dict[str, Stream] = {m: s for m in self.towers if (s := getattr(batch, m)) is not None}
+        streams = {m: s for m, s in batch.streams.items() if m in self.towers}
         if not streams:
             raise ValueError(f"the batch has no stream for this model's towers ({', '.join(self.towers)})")
         texts = self.read_captions(batch)

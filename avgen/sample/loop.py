@@ -12,7 +12,7 @@ from torch import Tensor
 from avgen.models.dit import AVTransformer
 from avgen.sample.guidance import Guidance, guided
 from avgen.sample.solvers import SolverConfig, State
-from avgen.types import Batch, Stream
+from avgen.types import Batch
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def generate(
     after_step: Callable[[int], None] = lambda _: None,
 ) -> State:
     """Per modality, (B, N, C) tokens as data: given ones (level 0) bit for bit, the others made from noise."""
-    streams: dict[str, Stream] = {m: s for m in ("video", "audio") if (s := getattr(batch, m)) is not None}
+    streams = batch.streams
     made = {m: (s.level > 0) & s.mask() for m, s in streams.items()}
     busy = [m for m in streams if bool(made[m].any())]
     grids = {m: solver_config.grid(m) for m in streams}

@@ -18,12 +18,12 @@ from avgen.config import to_plain
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.text import ByteText, TextEncoder
+from avgen.rng import gaussian
 from avgen.sample.inputs import Form, GivenMedia, Request, length_of, read_given
 from avgen.sample.method import DEFAULT, Method
 from avgen.sample.restore import restored
 from avgen.sample.windows import generate_long
 from avgen.tasks import V2A, assign
-from avgen.train.rng import generator
 from avgen.types import Batch, Clip, Stream, Text
 
 
@@ -180,9 +180,7 @@ class AVPipeline(DiffusionPipeline):
         method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
         noise = {
-            m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests])
-            for m in ("video", "audio")
-            if (stream := getattr(batch, m)) is not None
+            m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests]) for m, stream in batch.streams.items()
         }
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=method.precision == "bf16"):
             tokens = generate_long(
@@ -194,7 +192,7 @@ class AVPipeline(DiffusionPipeline):
         cell = self.video_codec.geometry.pixels_per_token
         of = {"video": form.height // cell * (form.width // cell), "audio": 1}
         grids = {"video": self.video_codec.geometry.time, "audio": self.audio_codec.geometry.time}
-        taken = {m: steps_given(stream, of[m]) for m in of if (stream := getattr(batch, m)) is not None}
+        taken = {m: steps_given(stream, of[m]) for m, stream in batch.streams.items()}
         settings = {**asdict(form), **to_plain(method), "model": self.fingerprint}
         return [
             Made(
@@ -230,8 +228,7 @@ class AVPipeline(DiffusionPipeline):
         assert clip.fps is not None
         form = Form(clip.video_duration_s, clip.fps, *clip.video.shape[1:3])
         batch = self.batch([Request()], [GivenMedia(V2A, clip.video, clip.audio)], form)
-        streams = {"video": batch.video, "audio": batch.audio}
-        return self.decode({m: s.x.to(self.model.device) for m, s in streams.items() if s is not None}, form, 1)[0]
+        return self.decode({m: s.x.to(self.model.device) for m, s in batch.streams.items()}, form, 1)[0]
 
     def encoded(self, codec: VideoCodec | AudioCodec, media: np.ndarray) -> Tensor:
         return codec.encode(torch.from_numpy(np.ascontiguousarray(media))[None].to(self.model.device)).mean.cpu()
@@ -271,12 +268,7 @@ class AVPipeline(DiffusionPipeline):
 
 def sample_noise(x: Tensor, modality: str, keys: Sequence[tuple[int, str]]) -> Tensor:
     """Noise of x's shape (B, N, C), each sample's from its seed and prompt alone, on the CPU on every device."""
-    rows = []
-    for seed, prompt in keys:
-        # whole blocks of 16, so that what is drawn first does not depend on how much is drawn
-        count = -(-x[0].numel() // 16) * 16
-        drawn = torch.randn(count, generator=generator(seed, f"{modality} sample", prompt))
-        rows.append(drawn[: x[0].numel()].view(x.shape[1:]))
+    rows = [gaussian(x.shape[1:], seed, f"{modality} sample", prompt) for seed, prompt in keys]
     return torch.stack(rows).to(x.device, x.dtype)
 
 

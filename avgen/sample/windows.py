@@ -45,7 +45,7 @@ def generate_long(
     after_step: Callable[[int, int], None] = lambda done, of: None,
 ) -> State:
     """`generate` for any duration; a clip that fits one window is one call of it."""
-    streams: dict[str, Stream] = {m: s for m in ("video", "audio") if (s := getattr(batch, m)) is not None}
+    streams = batch.streams
     known = {m: s.level == 0 for m, s in streams.items()}
     x = {m: s.x for m, s in streams.items()}
     # the clip's end, not the last token's: a codec's last token may reach beyond

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from avgen.flow import FlowConfig, Loss, losses, noised
 from avgen.models.architecture import ModelConfig
+from avgen.rng import noise_like, uniforms
 from avgen.tasks import NAMED, Task, assign, possible
 from avgen.train.config import TrainConfig
-from avgen.train.rng import noise_like, uniforms
 from avgen.types import Batch, Stream, Velocity
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from avgen.models.text import captions_of
 from avgen.train.config import GuardConfig, TrainConfig
 from avgen.train.metrics import MODALITIES, Reading
+from avgen.train.parallel import local
 from avgen.train.step import Draw, draw, step_losses
-from avgen.types import Batch, Stream
+from avgen.types import Batch
 
 
 class Stopped(RuntimeError):
@@ -118,8 +118,7 @@ def held(part: Optimizer, fine: Tensor) -> list[Any]:
             # zero gradient and zero memory: an update of zero. Nothing goes on from this memory: the run stops.
             for value in (p.grad, *part.state[p].values()) if p.grad is not None else ():
                 if isinstance(value, Tensor):
-                    local = value.to_local() if isinstance(value, DTensor) else value
-                    local.masked_fill_(~fine, 0)
+                    local(value).masked_fill_(~fine, 0)
     decays = [group["weight_decay"] for group in part.param_groups]
     for group, decay in zip(part.param_groups, decays, strict=True):
         group["weight_decay"] = decay * fine if decay else decay
@@ -175,7 +174,7 @@ def seen(part: Draw, places: range, model: nn.Module, config: TrainConfig) -> li
     device = next(model.parameters()).device
     with config.autocast(device):
         found = step_losses(model, part.to(device), config.flow)
-    streams: dict[str, Stream] = {m: s for m in MODALITIES if (s := getattr(part.noisy, m)) is not None}
+    streams = part.noisy.streams
     clean = {m: getattr(part.clean, m) for m in streams}
     errors = {m: loss.tokens.float().sum(1).cpu() for m, loss in found.items()}
     captions = captions_of(part.clean.video_text)

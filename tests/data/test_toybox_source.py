@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 
 from avgen.config import build
 from avgen.data.stream import Share
@@ -17,12 +15,13 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
-from avgen.train.config import OptimizerConfig, ToyboxData, ToyboxShape, TrainConfig
+from avgen.train.config import ToyboxData, ToyboxShape
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.run import prepare, save
 from avgen.train.validate import validate
-from tests.models.factory import config as model_config
 from tests.models.factory import scatter
+from tests.train.factory import config as tiny
+from tests.train.factory import quiet
 
 WORLD = ToyboxConfig(16, 16, scenes=("single",), sample_rate_hz=8000)
 SHAPES = (
@@ -49,25 +48,8 @@ def sources(codecs, gaps=Gaps(), shapes=SHAPES, split="train"):  # noqa: B008  #
 
 
 def settings(folder, **changes):
-    defaults = TrainConfig(
-        model=model_config(),
-        steps=10,
-        batch=2,
-        out=folder,
-        data=ToyboxData(workers=0),
-        tasks={"t2av": 2, "v2a": 1, "a2v": 1},
-        optimizer=OptimizerConfig(warmup_steps=2),
-        precision="fp32",
-        validate_every=1000,
-        validation_clips=4,
-        save_every=1000,
-        log_every=1,
-    )
-    return replace(defaults, **changes)
-
-
-def quiet() -> Console:
-    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+    tasks = {"t2av": 2, "v2a": 1, "a2v": 1}
+    return tiny(folder, **{"steps": 10, "batch": 2, "tasks": tasks} | changes)
 
 
 def test_every_step_reads_one_shape_within_the_budget_and_all_shapes_come(codecs):

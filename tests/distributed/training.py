@@ -7,15 +7,15 @@ import signal
 from dataclasses import replace
 
 import torch
-from rich.console import Console
 
 from avgen.train import loop
-from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from avgen.train.config import OptimizerConfig
 from avgen.train.parallel import gathered
 from avgen.train.run import export
 from avgen.types import stack_batches
 from tests.models.factory import batch, scatter
-from tests.models.factory import config as model_config
+from tests.train.factory import config as tiny
+from tests.train.factory import quiet
 
 
 class Clips:
@@ -39,25 +39,8 @@ class Both(Clips):
 
 
 def config(folder, **changes):
-    defaults = TrainConfig(
-        model=model_config(),
-        steps=20,
-        batch=4,
-        out=folder,
-        data=ToyboxData(workers=0),
-        tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
-        optimizer=OptimizerConfig(kind="adamw", warmup_steps=5),
-        precision="fp32",
-        validate_every=1000,
-        validation_clips=4,
-        save_every=1000,
-        log_every=1,
-    )
-    return replace(defaults, **changes)
-
-
-def quiet():
-    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+    optimizer = OptimizerConfig(kind="adamw", warmup_steps=5)
+    return tiny(folder, **{"steps": 20, "optimizer": optimizer} | changes)
 
 
 def opened(model):

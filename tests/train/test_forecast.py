@@ -85,8 +85,8 @@ def test_it_prints_parameters_steps_and_hours():
     show(config, ForecastConfig(device_tflops=0.1), Console(file=out, width=plan.WIDEST))
     text = out.getvalue()
     assert f"{parameters(config.model).total:,}" in text
-    hours = 1000 * one(config).one.cost.executed / (0.1e12 * plan.EFFICIENCY) / 3600
-    assert f"1,000 steps: {hours:.3g} h" in text
+    hours = config.steps * one(config).one.cost.executed / (0.1e12 * plan.EFFICIENCY) / 3600
+    assert f"{config.steps:,} steps: {hours:.3g} h" in text
     assert "…" not in text
 
 

@@ -9,20 +9,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 
 from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
+from avgen.rng import noise_like, uniforms
 from avgen.train import checkpoint
-from avgen.train.config import OptimizerConfig, ToyboxData, TrackingConfig, TrainConfig
+from avgen.train.config import OptimizerConfig, TrackingConfig
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import reproducible
-from avgen.train.rng import noise_like, uniforms
 from avgen.train.run import export, prepare, save
 from avgen.train.step import draw
 from avgen.types import stack_batches
 from tests.models.factory import batch, scatter
 from tests.models.factory import config as model_config
+from tests.train.factory import config as tiny
+from tests.train.factory import quiet
 
 
 class Clips:
@@ -35,26 +36,8 @@ class Clips:
 
 
 def config(folder, **changes):
-    defaults = TrainConfig(
-        model=model_config(),
-        steps=6,
-        batch=4,
-        out=folder,
-        data=ToyboxData(workers=0),
-        tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
-        optimizer=OptimizerConfig(warmup_steps=2),
-        precision="fp32",
-        tracking=TrackingConfig(to=()),
-        validate_every=3,
-        validation_clips=4,
-        save_every=2,
-        log_every=1,
-    )
-    return replace(defaults, **changes)
-
-
-def quiet():
-    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+    often = {"tracking": TrackingConfig(to=()), "validate_every": 3, "save_every": 2}
+    return tiny(folder, **often | changes)
 
 
 def weights(run):

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 
+def word_of(*parts: int | str) -> int:
+    """64 bits from a seed and what it is for."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
+
+
 def seed_of(*parts: int | str) -> int:
-    """63 bits from a seed and what it is for."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    """63 of them: what torch takes."""
+    return word_of(*parts) >> 1
 
 
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -28,15 +32,14 @@ def uniforms(count: int, seed: int, purpose: str, step: int, samples: range) -> 
     return torch.stack(columns, dim=1).clamp(1e-12, 1 - 1e-12)
 
 
-def noise_like(x: Tensor, seed: int, purpose: str, step: int, samples: range) -> Tensor:
-    """Gaussian noise of x's shape (B, N, C), one generator per sample.
+def gaussian(shape: torch.Size, *parts: int | str) -> Tensor:
+    """One sample's noise, drawn on the CPU in whole blocks of 16: so what is drawn first does not depend on how much
+    is drawn, and is the same on any hardware and behind any padding."""
+    size = shape.numel()
+    return torch.randn(-(-size // 16) * 16, generator=generator(*parts))[:size].view(shape)
 
-    It is drawn on the CPU, whatever x's device, in whole blocks of 16: so a sample's noise is the same on
-    any hardware and behind any padding.
-    """
-    size = x.shape[1:].numel()
-    rows = [
-        torch.randn(-(-size // 16) * 16, generator=generator(seed, purpose, step, i))[:size].view(x.shape[1:])
-        for i in samples
-    ]
+
+def noise_like(x: Tensor, seed: int, purpose: str, step: int, samples: range) -> Tensor:
+    """Gaussian noise of x's shape (B, N, C), one generator per sample."""
+    rows = [gaussian(x.shape[1:], seed, purpose, step, i) for i in samples]
     return torch.stack(rows).to(x.device, x.dtype, non_blocking=True)

@@ -1,0 +1,35 @@
+"""A tiny training run's settings, of which each test says what it changes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from tests.models.factory import config as model_config
+
+
+def config(folder: Path, **changes: Any) -> TrainConfig:
+    defaults = TrainConfig(
+        model=model_config(),
+        steps=6,
+        batch=4,
+        out=folder,
+        data=ToyboxData(workers=0),
+        tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
+        optimizer=OptimizerConfig(warmup_steps=2),
+        precision="fp32",
+        validate_every=1000,
+        validation_clips=4,
+        save_every=1000,
+        log_every=1,
+    )
+    return replace(defaults, **changes)
+
+
+def quiet() -> Console:
+    return Console(file=open(os.devnull, "w"))  # noqa: PTH123
