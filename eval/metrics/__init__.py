@@ -1,0 +1,1 @@
+"""Groups of metrics; eval.registry lists them."""

@@ -1,0 +1,47 @@
+"""Which metrics there are: one line per group, each a module with `metrics(setup)`, imported when it is chosen."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.metric import Metric, Setup
+
+
+@dataclass(frozen=True)
+class Group:
+    """Metrics that share their code. `metrics(setup: Setup) -> Sequence[Metric]` in the module builds them."""
+
+    name: str  # the part before the dot in its metrics' names
+    tier: str  # "tier0" no weights, "tier0.5" weights inside a wheel, "tier1" hosted weights, "tier2" plug-ins
+    module: str
+
+
+GROUPS: tuple[Group, ...] = (Group("file", "tier0", "eval.metrics.integrity"),)
+
+
+def chosen(names: Sequence[str], setup: Setup | None = None) -> tuple[Metric, ...]:
+    """Metrics by tier, group or full name, in the order of the registry, each once."""
+    tiers = {group.tier for group in GROUPS}
+    groups = {group.name for group in GROUPS}
+    for name in names:
+        if name not in tiers | groups and name.split(".")[0] not in groups:
+            near = difflib.get_close_matches(name, tiers | groups, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise ValueError(
+                f"metrics={name!r}: no such metric, group or tier{hint} (groups: {', '.join(sorted(groups))})"
+            )
+    found: list[Metric] = []
+    for group in GROUPS:
+        whole = group.tier in names or group.name in names
+        some = {name for name in names if name.split(".")[0] == group.name and name not in tiers | groups}
+        if not whole and not some:
+            continue
+        built = tuple(importlib.import_module(group.module).metrics(setup or Setup()))
+        known = {metric.definition.name for metric in built}
+        for name in sorted(some - known):
+            raise ValueError(f"metrics={name!r}: {group.name} has {', '.join(sorted(known))}")
+        found += [metric for metric in built if whole or metric.definition.name in some]
+    return tuple(found)
