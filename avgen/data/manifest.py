@@ -1,0 +1,493 @@
+"""Lists of clips: csv, tsv, jsonl, parquet, or a folder of media files; read as a stream, row by row.
+
+A row says where a clip lies (path, start_s, end_s), what is said of it (captions of four kinds, several of each)
+and how it is tagged. Other programs' column names are understood (COLUMNS); columns nobody knows are kept.
+docs/data.md describes the format.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Kind = Literal["joint", "video", "audio", "speech"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+PICTURE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".ogv", ".gif")
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
+INSIDE = ("manifest.jsonl", "manifest.csv", "manifest.parquet", "metadata.jsonl", "metadata.csv")
+
+# Per field its own name, then what others call it: JavisDiT, finetrainers, diffusion-pipe, Hugging Face folders.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "path": ("path", "file", "file_path", "file_name", "video", "video_path", "media_path"),
+    "audio_path": ("audio_path",),
+    "start_s": ("start_s", "start", "start_time"),
+    "end_s": ("end_s", "end", "end_time"),
+    "joint": ("caption", "captions", "text", "prompt"),
+    "video": ("video_caption", "video_captions", "video_text"),
+    "audio": ("audio_caption", "audio_captions", "audio_text"),
+    "speech": ("speech", "transcript", "speech_text"),
+    "tags": ("tags",),
+}
+_MEANING = {name: part for part, names in COLUMNS.items() for name in names}
+
+
+class ManifestError(ValueError):
+    """A manifest, or a row of one, that cannot be read. The message names file, line, value and rule."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What is said of a clip; of each kind there may be several, any of which is true of the whole clip."""
+
+    joint: tuple[str, ...] = ()  # picture and sound
+    video: tuple[str, ...] = ()  # the picture alone
+    audio: tuple[str, ...] = ()  # the sound alone
+    speech: tuple[str, ...] = ()  # the words that are spoken
+
+    def __iter__(self) -> Iterator[tuple[Kind, str]]:
+        return ((kind, text) for kind in KINDS for text in getattr(self, kind))
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, kind) for kind in KINDS)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One clip: a window of a file on its presentation clock, and what is known about it."""
+
+    path: Path
+    start_s: float = 0.0
+    end_s: float | None = None  # None: the file's end
+    captions: Captions = Captions()
+    tags: tuple[str, ...] = ()
+    audio_path: Path | None = None  # the sound, where it lies in a file of its own
+    extra: Mapping[str, Any] = field(default_factory=dict)  # columns that are not avgen's, as they were
+    where: str = field(default="", compare=False)  # manifest and line, for messages
+
+    @property
+    def name(self) -> str:
+        """The clip as a person refers to it."""
+        if not self.start_s and self.end_s is None:
+            return self.path.name
+        return f"{self.path.name} [{self.start_s:g}, {'end' if self.end_s is None else f'{self.end_s:g}'})"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no clip, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row as it stands in the file."""
+
+    where: str
+    values: Mapping[str, Any]
+    text: str = ""  # of jsonl: the line itself
+    problem: str = ""
+
+
+def read_manifest(source: str | Path) -> Iterator[Record]:
+    """The clips of a manifest file or folder, one after the other; the first bad row is an error."""
+    for record in scan_manifest(source):
+        if isinstance(record, BadRow):
+            raise ManifestError(f"{record.where}: {record.reason} (`avgen doctor` lists every such row)")
+        for kind, text in record.captions:
+            if not _encodable(text):
+                raise ManifestError(
+                    f"{record.where}: the {kind} caption {_shown(text)} holds bytes that are not UTF-8: save the file "
+                    f"as UTF-8, or let `avgen doctor` drop such rows"
+                )
+        yield record
+
+
+def scan_manifest(source: str | Path) -> Iterator[Record | BadRow]:
+    """As read_manifest, but bad rows are named and passed over. Bytes that are not UTF-8 stay as surrogates."""
+    source = manifest_file(source)
+    if source.is_dir():
+        yield from _folder(source)
+        return
+    meanings: dict[tuple[str, ...], dict[str, str]] = {}  # rows of one file have few different sets of columns
+    for row in _rows(source):
+        if row.problem:
+            yield BadRow(row.where, row.problem)
+            continue
+        names = tuple(row.values)
+        try:
+            if names not in meanings:
+                meanings[names] = _meaning(names)
+            yield _record(row, meanings[names], source.parent)
+        except ManifestError as error:
+            yield BadRow(row.where, str(error))
+
+
+def manifest_file(source: str | Path) -> Path:
+    """The file that `source` names: itself, or the manifest inside a folder; a folder without one is itself a list."""
+    source = Path(source)
+    if source.is_dir():
+        return next((source / name for name in INSIDE if (source / name).is_file()), source)
+    if not source.exists():
+        raise ManifestError(f"{source} does not exist: give a folder of clips or a {', '.join(SUFFIXES)} file")
+    if source.suffix.lower() not in SUFFIXES:
+        raise ManifestError(f"{source} is no manifest: give a folder of clips or a {', '.join(SUFFIXES)} file")
+    return source
+
+
+def write_manifest(path: str | Path, records: Iterable[Record]) -> int:
+    """Clips as csv, tsv or jsonl under avgen's own column names; the number written. Reads back equal.
+
+    Paths inside the manifest's folder are written relative to it. In csv, extra columns become text.
+    """
+    path = Path(path)
+    return _write(path, (_as_row(record, path) for record in records))
+
+
+def copy_rows(source: str | Path, out: str | Path, keep: Callable[[int], bool]) -> int:
+    """The rows of a manifest for whose number `keep` holds, as they are; returns how many.
+
+    Columns, their order and their text stay (another program's csv stays readable to it); only relative paths change,
+    when `out` lies in another folder. A folder of clips, or parquet, becomes rows of avgen's own columns or jsonl.
+    """
+    source, out = manifest_file(source), Path(out)
+    if source.is_dir():
+        return _write(out, (_as_row(clip, out) for number, clip in enumerate(_folder(source)) if keep(number)))
+    moved = source.resolve().parent != out.resolve().parent
+    if source.suffix.lower() == ".jsonl" and out.suffix.lower() == ".jsonl" and not moved:
+        lines = (row.text for number, row in enumerate(_rows(source)) if keep(number))
+        return _write_text(out, (line + "\n" for line in lines))
+    rows = (row.values for number, row in enumerate(_rows(source)) if keep(number))
+    return _write(out, (_rebased(values, source.parent, out) for values in rows) if moved else rows)
+
+
+def _record(row: _Row, meaning: Mapping[str, str], folder: Path) -> Record:
+    values: dict[str, list[tuple[str, Any]]] = {}
+    extra: dict[str, Any] = {}
+    for name, value in row.values.items():
+        part = meaning.get(name)
+        if part is None:
+            extra[name] = value
+        elif not _missing(value):
+            values.setdefault(part, []).append((name, value))
+    if "path" not in values:
+        raise ManifestError(f"{_column(meaning, 'path')} is empty: every row needs a file")
+    start = _seconds(values.get("start_s"), 0.0)
+    end = _seconds(values.get("end_s"), None)
+    if end is not None and end <= start:
+        raise ManifestError(f"{_column(meaning, 'end_s')}={end:g} must be later than the start, {start:g}")
+    path = _path(values["path"][0], folder)
+    sound = _path(values["audio_path"][0], folder) if "audio_path" in values else None
+    return Record(
+        path=path,
+        start_s=start,
+        end_s=end,
+        captions=Captions(**{kind: _texts(values.get(kind, ())) for kind in KINDS}),
+        tags=_texts(values.get("tags", ()), split=True),
+        audio_path=None if sound == path else sound,
+        extra=extra,
+        where=row.where,
+    )
+
+
+def _meaning(names: Sequence[str]) -> dict[str, str]:
+    """What each known column is; a field that may have one value only must not have two columns."""
+    meaning = {name: _MEANING[name] for name in names if name in _MEANING}
+    for part in ("path", "start_s", "end_s"):
+        found = [name for name in names if meaning.get(name) == part]
+        if part in found:  # our own name wins: JavisDiT's csv and others may hold both
+            found = [part]
+            meaning = {n: p for n, p in meaning.items() if p != part or n == part}
+        if len(found) > 1:
+            raise ManifestError(f"the columns {' and '.join(found)} both mean {part}: rename the right one to {part}")
+    if "path" not in meaning.values():
+        offered = COLUMNS["path"]
+        near = next((n for n in names if difflib.get_close_matches(n.lower(), offered, n=1)), None)
+        hint = f"; did you mean to name {near!r} so?" if near else "; is the header line missing?" if names else ""
+        shown = ", ".join(names[:12]) or "none"
+        raise ManifestError(f"no column says where the file is (one of {', '.join(offered)}); found: {shown}{hint}")
+    return meaning
+
+
+def _column(meaning: Mapping[str, str], part: str) -> str:
+    return next(name for name, what in meaning.items() if what == part)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _seconds(found: Sequence[tuple[str, Any]] | None, default: Any) -> Any:
+    if not found:
+        return default
+    name, value = found[0]
+    try:
+        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ManifestError(f"{name}={value!r} must be seconds, a number of at least 0")
+    return seconds
+
+
+def _path(found: tuple[str, Any], folder: Path) -> Path:
+    name, value = found
+    if not isinstance(value, str):
+        raise ManifestError(f"{name}={value!r} must be a path, as text")
+    if "\0" in value:
+        raise ManifestError(f"{name}={value!r} holds a zero byte, which no file name can")
+    if "://" in value:
+        raise ManifestError(f"{name}={value!r} is a URL: the media layer reads files; fetch it and name the copy")
+    return Path(os.path.normpath(folder / value))
+
+
+def _texts(found: Iterable[tuple[str, Any]], split: bool = False) -> tuple[str, ...]:
+    texts: list[str] = []
+    for name, value in found:
+        listed = _unpacked(value, split)
+        if not all(isinstance(text, str) for text in listed):
+            raise ManifestError(f"{name}={value!r} must be text or a list of texts")
+        texts += [text for text in listed if text]
+    return tuple(texts)
+
+
+def _unpacked(value: Any, split: bool) -> list[Any]:
+    """Several texts in one cell: a list, or its JSON form in csv (a caption may begin with a bracket itself)."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, str):
+        if value.startswith("["):
+            try:
+                listed = json.loads(value)
+            except ValueError:
+                listed = None
+            if isinstance(listed, list) and listed and all(isinstance(text, str) for text in listed):
+                return listed
+        if split:
+            return [part.strip() for part in value.split(",")]
+    return [value]
+
+
+def _packed(texts: Sequence[str], split: bool = False) -> str | list[str] | None:
+    """The plainest cell that _unpacked turns back into these texts."""
+    if not texts:
+        return None
+    plain = ", ".join(texts) if split else texts[0]
+    return plain if _unpacked(plain, split) == list(texts) else list(texts)
+
+
+def _as_row(record: Record, manifest: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "path": _relative(record.path, manifest),
+        "start_s": record.start_s or None,
+        "end_s": record.end_s,
+        **{COLUMNS[kind][0]: _packed(getattr(record.captions, kind)) for kind in KINDS},
+        "tags": _packed(record.tags, split=True),
+        "audio_path": None if record.audio_path is None else _relative(record.audio_path, manifest),
+    }
+    clash = sorted(set(record.extra) & set(_MEANING))
+    if clash:
+        raise ManifestError(f"{record.name}: the extra column {clash[0]!r} has a meaning of its own: rename it")
+    return {**row, **record.extra}
+
+
+def _relative(path: Path, manifest: Path) -> str:
+    inside, folder = path.absolute(), manifest.absolute().parent
+    return inside.relative_to(folder).as_posix() if inside.is_relative_to(folder) else str(inside)
+
+
+def _rebased(values: Mapping[str, Any], folder: Path, out: Path) -> dict[str, Any]:
+    """A row whose relative paths mean the same files seen from `out`."""
+    moved = dict(values)
+    for name in moved:
+        value = moved[name]
+        if _MEANING.get(name) in ("path", "audio_path") and isinstance(value, str) and value:
+            moved[name] = value if Path(value).is_absolute() else _relative(folder / value, out)
+    return moved
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return _write_text(path, (_json_line(row) for row in rows))
+    if suffix not in (".csv", ".tsv"):
+        raise ManifestError(f"{path}: manifests are written as .csv, .tsv or .jsonl; change the suffix")
+    return _write_csv(path, rows, "\t" if suffix == ".tsv" else ",")
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in row.items() if value is not None or name not in _MEANING}
+    plain = json.dumps(kept, ensure_ascii=False, default=str)
+    return (plain if _encodable(plain) else json.dumps(kept, default=str)) + "\n"
+
+
+def _write_text(path: Path, lines: Iterable[str]) -> int:
+    count = 0
+    with _whole(path) as file:
+        for line in lines:
+            file.write(line)
+            count += 1
+    return count
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], delimiter: str) -> int:
+    rows = iter(rows)
+    first = next(rows, None)
+    names = ["path"] if first is None else list(first)
+    count = 0
+    with _whole(path) as file:
+        writer = csv.writer(_Lines(file), delimiter=delimiter, lineterminator="\r\n")
+        writer.writerow(names)
+        for row in rows if first is None else chain((first,), rows):
+            if row.keys() != set(names):
+                other = sorted(row.keys() ^ set(names))[0]
+                raise ManifestError(f"{path}: column {other!r} is not in every row, as csv needs it: write .jsonl")
+            writer.writerow([_cell(row[name]) for name in names])
+            count += 1
+    return count
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Rows end in a plain newline; the csv module quotes a lone carriage return only if it ends rows with one."""
+
+    file: io.TextIOWrapper
+
+    def write(self, row: str) -> None:
+        self.file.write(row.removesuffix("\r\n") + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A text file that takes its name only when everything is in it; bytes that were not UTF-8 go back as they were."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _rows(source: Path) -> Iterator[_Row]:
+    suffix = source.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet_rows(source)
+        return
+    # errors="surrogateescape": one line in another encoding must not hide the rest
+    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        yield from _json_rows(source, file) if suffix == ".jsonl" else _csv_rows(source, file)
+
+
+def _json_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
+    for number, raw in enumerate(file, 1):
+        line = raw.rstrip("\r\n")
+        if not line.strip():
+            continue
+        where = f"{source} line {number}"
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            yield _Row(where, {}, line, f"{_shown(line)} is not JSON ({error})")
+            continue
+        if isinstance(values, dict):
+            yield _Row(where, values, line)
+        else:
+            yield _Row(where, {}, line, f"{_shown(line)} is no JSON object: each line must be {{...}}")
+
+
+def _csv_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
+    csv.field_size_limit(2**24)  # captions are long where people put dense ones; the default is 128 KiB
+    reader = csv.reader(file, delimiter="\t" if source.suffix.lower() == ".tsv" else ",")
+    names = next(reader, None)
+    if names is None:
+        raise ManifestError(f"{source} is empty: its first line must name the columns")
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ManifestError(f"{source} line 1: two columns are named {double!r}: rename one")
+    while True:
+        where = f"{source} line {reader.line_num + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ManifestError(f"{where}: {error}: is a quotation mark left open?") from error
+        if not cells:
+            continue
+        problem = "" if len(cells) == len(names) else f"has {len(cells)} cells, the header names {len(names)} columns"
+        yield _Row(where, dict(zip(names, cells, strict=False)), problem=problem)
+
+
+def _parquet_rows(source: Path) -> Iterator[_Row]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ManifestError(f"{source}: parquet needs pyarrow: pip install pyarrow, or save it as .jsonl") from error
+    import pyarrow
+
+    try:
+        with parquet.ParquetFile(source) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=4096):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield _Row(f"{source} row {number}", values)
+    except pyarrow.ArrowInvalid as error:
+        raise ManifestError(f"{source} cannot be read as parquet: {error}") from error
+
+
+def _folder(folder: Path) -> Iterator[Record]:
+    """Every media file, in order of name; clip.txt beside clip.mp4 is its caption.
+
+    A sound file beside a picture of the same name is taken for the picture's own sound, written out once more.
+    """
+    empty = True
+    for place, inner, names in os.walk(folder):
+        inner.sort()
+        here = Path(place)
+        pictured = {Path(name).stem for name in names if name.lower().endswith(PICTURE_SUFFIXES)}
+        for name in sorted(names):
+            path = here / name
+            if name.startswith(".") or path.suffix.lower() not in PICTURE_SUFFIXES + SOUND_SUFFIXES:
+                continue
+            if path.suffix.lower() in SOUND_SUFFIXES and path.stem in pictured:
+                continue
+            text = path.with_suffix(".txt")
+            said = text.read_text("utf-8-sig", errors="surrogateescape").strip() if text.is_file() else ""
+            empty = False
+            yield Record(path, captions=Captions((said,) if said else ()), where=str(path))
+    if empty:
+        raise ManifestError(f"{folder} holds no media files ({', '.join(PICTURE_SUFFIXES + SOUND_SUFFIXES)})")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
