@@ -41,6 +41,13 @@ VERBS: tuple[Verb, ...] = (
     Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
     Verb("fit_codecs", "avgen.models.fit_codecs", "fit the embedded codecs to the embedded world"),
+    Verb(
+        "codecs",
+        "avgen.models.codecs_command",
+        "look at a pair of codecs: what their latents mean",
+        "codecs",
+        "avgen.models.codecs_command:CodecsConfig",
+    ),
 )
 
 

@@ -8,7 +8,6 @@ noise is why latents that a model got slightly wrong still decode to clean edges
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -18,6 +17,8 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 from torch.nn import functional
+
+from avgen.models.identity import fingerprint_of
 
 # Exponent of a component's standard deviation in its latent scale. 1 would whiten: weak components would cost
 # a flow model as much as strong ones. 0 would keep their raw ratio: all but the first few would vanish in the
@@ -34,11 +35,7 @@ class EmbeddedCodec(ModelMixin, ConfigMixin):
     def fingerprint(self) -> str:
         """16 hex digits: a hash of class, settings and weights."""
         settings = {k: v for k, v in cast(dict[str, Any], self.config).items() if not k.startswith("_")}
-        digest = hashlib.sha256(f"{type(self).__name__} {json.dumps(settings, sort_keys=True)}".encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(f"{type(self).__name__} {json.dumps(settings, sort_keys=True)}", self.state_dict())
 
 
 class Components(nn.Module):

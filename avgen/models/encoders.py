@@ -9,7 +9,6 @@ Shape letters: B captions, L tokens, D features.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,6 +20,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
+from avgen.models.identity import fingerprint_of
 from avgen.types import Text
 
 log = logging.getLogger(__name__)
@@ -133,11 +133,7 @@ class TransformersText:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         # a tokenizer's own files also hold how it was last called; what it makes of a sentence does not
         sample = self.tokenizer("Two lamps, 3 beeps: it's “évident”!", verbose=False)["input_ids"]
-        digest = hashlib.sha256(f"{settings} {vocabulary} {sample}".encode())
-        for name, value in sorted(self.body.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(f"{settings} {vocabulary} {sample}", self.body.state_dict())
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Text:

@@ -1,0 +1,164 @@
+"""What the codecs hosted by diffusers share: an identity, a scale, a folder and work in bounded pieces.
+
+A hosted codec is a network of diffusers behind one of avgen's two protocols. Nothing about it is assumed:
+strides, rates and the scale of the latents are read from the network's own configuration and weights.
+
+Some networks see the whole clip at once (attention or normalisation over time). The others have a `Reach`,
+and for those work in pieces gives the same numbers as work in one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from avgen.models.codecs import Posterior
+from avgen.models.identity import fingerprint_of
+from avgen.types import TimeGrid
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far, in frames or samples, one end of a codec sees past the interval of a latent, at most."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Each channel's mean and standard deviation: what makes latents of a codec's own numbers."""
+
+    mean: Tensor  # (C,)
+    std: Tensor  # (C,)
+
+    def latents(self, mean: Tensor, std: Tensor | None) -> Posterior:
+        """(B, C, ...) in the codec's numbers -> a normalised posterior, float32."""
+        shift, scale = self._like(mean)
+        deviation = None if std is None else std.float() / scale
+        return Posterior((mean.float() - shift) / scale, deviation)
+
+    def raw(self, latents: Tensor) -> Tensor:
+        shift, scale = self._like(latents)
+        return latents.float() * scale + shift
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return self.mean.to(x.device).view(shape), self.std.to(x.device).view(shape)
+
+
+def scale_of(network: Any, channels: int) -> Scale:
+    """From latents_mean and latents_std (settings or buffers), scaling_factor and shift_factor; whichever there are."""
+    config = cast(dict[str, Any], network.config)
+    buffers = dict(network.named_buffers())
+
+    def stated(name: str, default: float) -> Tensor:
+        value = buffers.get(name, config.get(name))
+        if value is None:
+            return torch.full((channels,), default, dtype=torch.float32)
+        value = torch.as_tensor(value, dtype=torch.float32).detach().cpu().flatten()
+        if len(value) != channels:
+            raise ValueError(f"{name} has {len(value)} numbers, but the latents have {channels} channels")
+        return value
+
+    mean, std = stated("latents_mean", 0.0), stated("latents_std", 1.0)
+    if not bool((std > 0).all()):
+        raise ValueError(f"latents_std={std.tolist()} must be positive")
+    factor, shift = config.get("scaling_factor"), config.get("shift_factor")
+    return Scale(mean + (shift or 0.0), std / (1.0 if factor is None else float(factor)))
+
+
+class HostedCodec(ModelMixin):
+    """A network of diffusers, frozen, with what its latents mean. Opened by `avgen.models.opening`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.eval().requires_grad_(False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the latents beside class and weights."""
+        config = cast(dict[str, Any], self.network.config)
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits: a hash of class, settings and weights, in the precision they were opened in."""
+        settings = json.dumps(self.settings, sort_keys=True, default=list)
+        return fingerprint_of(f"{type(self).__name__} {settings}", self.state_dict())
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """A folder as diffusers would write it, which opens again."""
+        self.network.save_pretrained(folder, **options)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_: Any) -> Self:
+        from avgen.models.opening import open_folder
+
+        codec = open_folder(folder, dtype=torch_dtype or torch.float32)
+        if not isinstance(codec, cls):
+            raise ValueError(f"{folder} holds a {type(codec).__name__}, not a {cls.__name__}")
+        return codec
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of latent steps done one at a time, each with neighbours that are thrown away again.
+
+    Both ways a run starts at latent step j and at raw unit j * stride: a causal first step then takes or
+    gives the last units of its step alone, so the grid of a run is that of the whole.
+    """
+
+    grid: TimeGrid
+    steps: int  # done at once, without the neighbours
+    context: int  # neighbours on either side
+
+    def __post_init__(self) -> None:
+        least = 0 if self.grid.first == self.grid.stride else 1  # a causal run's first step is a part of a step
+        if self.steps < 1 or self.context < least:
+            raise ValueError(
+                f"pieces of {self.steps} steps and {self.context} around: at least 1 and {least} are needed"
+            )
+
+    def encode(self, run: Callable[[Tensor], Tensor], media: Tensor, dim: int = 2) -> Tensor:
+        """`run` maps units along `dim` to latent steps along it."""
+        total = self.grid.steps(media.shape[dim])
+        if total <= self.steps:
+            return run(media)
+        parts = []
+        for begin, end, first, last in self._runs(total):
+            units = media.narrow(dim, first * self.grid.stride, self.grid.units(last - first))
+            parts.append(run(units).narrow(dim, begin - first, end - begin))
+        return torch.cat(parts, dim)
+
+    def decode(self, run: Callable[[Tensor], Tensor], latents: Tensor, dim: int = 2) -> Tensor:
+        """`run` maps latent steps along `dim` to units along it."""
+        total = latents.shape[dim]
+        if total <= self.steps:
+            return run(latents)
+        parts = []
+        for begin, end, first, last in self._runs(total):
+            units = run(latents.narrow(dim, first, last - first))
+            start = self._start(begin)
+            parts.append(units.narrow(dim, start - first * self.grid.stride, self._start(end) - start))
+        return torch.cat(parts, dim)
+
+    def _start(self, step: int) -> int:
+        return self.grid.units(step) if step else 0
+
+    def _runs(self, total: int) -> list[tuple[int, int, int, int]]:
+        """(begin, end) of what is kept and (first, last) of what is run, in latent steps."""
+        edges = [*range(0, total, self.steps), total]
+        return [
+            (begin, end, max(0, begin - self.context), min(total, end + self.context)) for begin, end in pairwise(edges)
+        ]

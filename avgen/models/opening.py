@@ -1,0 +1,129 @@
+"""Opening codecs: a folder or a hub id in, a `VideoCodec` or an `AudioCodec` out.
+
+The class is named by the folder's own config.json, so the same few lines open published weights, a codec
+fitted here, and a tiny random one that a test saved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import diffusers
+import torch
+import transformers
+
+from avgen.models.codec_files import CodecFiles
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.embedded_audio import SpectralAudioCodec
+from avgen.models.embedded_video import PatchVideoCodec
+from avgen.models.hosted import HostedCodec
+from avgen.models.hosted_audio import OobleckAudioCodec
+from avgen.models.hosted_video import WanVideoCodec
+
+
+class Host(NamedTuple):
+    """Who understands a class of network."""
+
+    codec: Callable[..., Any]  # of (network) or (network, vocoder)
+    modality: Literal["video", "audio"]
+    vocoders: tuple[str, ...] = ()  # classes that turn its output into sound
+
+
+HOSTS = {
+    "AutoencoderKLWan": Host(WanVideoCodec, "video"),
+    "AutoencoderOobleck": Host(OobleckAudioCodec, "audio"),
+}
+EMBEDDED: dict[str, tuple[Any, str]] = {
+    "PatchVideoCodec": (PatchVideoCodec, "video"),
+    "SpectralAudioCodec": (SpectralAudioCodec, "audio"),
+}
+
+
+def open_video_codec(files: CodecFiles) -> VideoCodec:
+    codec = _open(files, "video")
+    if files.tile_px is not None:
+        codec.tile(files.tile_px)
+    return codec
+
+
+def open_audio_codec(files: CodecFiles) -> AudioCodec:
+    return _open(files, "audio")
+
+
+def open_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> HostedCodec:
+    """A hosted codec as its own save_pretrained wrote it."""
+    files = CodecFiles(str(folder), dtype=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    name = _class_name(files.path, "", None)
+    return _hosted(files, name, HOSTS[name])
+
+
+def _open(files: CodecFiles, modality: str) -> Any:
+    name = _class_name(files.path, files.subfolder, files.revision)
+    if name not in HOSTS and name not in EMBEDDED:
+        known = ", ".join([*EMBEDDED, *HOSTS])
+        raise ValueError(f"codec.{modality}.path={files.path} holds a {name!r}; hosted are {known}")
+    found = EMBEDDED[name][1] if name in EMBEDDED else HOSTS[name].modality
+    if found != modality:
+        raise ValueError(f"codec.{modality}.path={files.path} holds a {name}, a codec of {found}")
+    if name not in EMBEDDED:
+        return _hosted(files, name, HOSTS[name])
+    codec = EMBEDDED[name][0].from_pretrained(_local(files.path, files.subfolder) or files.path)
+    return codec.eval().requires_grad_(False)
+
+
+def _hosted(files: CodecFiles, name: str, host: Host) -> HostedCodec:
+    network = _weights(getattr(diffusers, name), files.path, files.subfolder, files)
+    if not host.vocoders:
+        return host.codec(network)
+    subfolder = files.vocoder or "vocoder"
+    kind = _class_name(files.path, subfolder, files.revision)
+    if kind not in host.vocoders:
+        offered = " or ".join(host.vocoders)
+        raise ValueError(f"{files.path}/{subfolder} holds a {kind!r}, but a {name} is heard through {offered}")
+    return host.codec(network, _weights(_vocoder_class(kind), files.path, subfolder, files))
+
+
+def _vocoder_class(name: str) -> Any:
+    if name.startswith("LTX2"):  # diffusers exports these from their pipeline alone
+        return getattr(importlib.import_module("diffusers.pipelines.ltx2.vocoder"), name)
+    return getattr(diffusers, name) if hasattr(diffusers, name) else getattr(transformers, name)
+
+
+def _weights(kind: Any, path: str, subfolder: str, files: CodecFiles) -> torch.nn.Module:
+    """The network, whole: weights that are only warned of as missing would be random."""
+    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
+    dtype = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
+    network, info = kind.from_pretrained(
+        path, **where, **{dtype: getattr(torch, files.dtype)}, revision=files.revision, output_loading_info=True
+    )
+    wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
+    if wrong:
+        raise ValueError(f"the weights in {path}/{subfolder} do not fit its config.json; missing: {', '.join(wrong)}")
+    return network
+
+
+def _class_name(path: str, subfolder: str, revision: str | None) -> str:
+    """Of the network that a folder or a hub repository's subfolder holds."""
+    local = _local(path, subfolder)
+    if local is None:
+        where = {"subfolder": subfolder} if subfolder else {}
+        config = diffusers.AutoencoderKL.load_config(path, revision=revision, **where)
+    else:
+        config = json.loads((local / "config.json").read_text())
+    return str(config.get("_class_name") or (config.get("architectures") or ["nothing known"])[0])
+
+
+def _local(path: str, subfolder: str) -> Path | None:
+    """The folder, when `path` is one; the rest are ids of the hub."""
+    if not Path(path).is_dir():
+        if path.startswith((".", "/")) or path.count("/") > 1:
+            raise ValueError(f"path={path}: no such folder")
+        return None
+    folder = Path(path) / subfolder
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: name the codec's own subfolder")
+    return folder
