@@ -54,19 +54,25 @@ def contact_sheet(
             raise ValueError(f"contact_sheet got {len(given)} {name} for {len(clips)} clips: give one per clip")
     if not clips:
         raise ValueError("contact_sheet needs at least one clip")
-    strips = [
-        _strip(
-            clip,
-            captions[i] if captions else "",
-            marks[i] if marks else (),
-            width - 2 * MARGIN,
-            most_frames,
-            wave_height,
-        )
-        for i, clip in enumerate(clips)
-    ]
+    return stacked(
+        [
+            strip(
+                clip,
+                captions[i] if captions else "",
+                marks[i] if marks else (),
+                width - 2 * MARGIN,
+                most_frames,
+                wave_height,
+            )
+            for i, clip in enumerate(clips)
+        ]
+    )
+
+
+def stacked(strips: Sequence[Image.Image]) -> Image.Image:
+    """Strips of one width as a page."""
     height = MARGIN + sum(strip.height + MARGIN for strip in strips)
-    sheet = Image.new("RGB", (width, height), PAGE)
+    sheet = Image.new("RGB", (strips[0].width + 2 * MARGIN, height), PAGE)
     top = MARGIN
     for strip in strips:
         sheet.paste(strip, (MARGIN, top))
@@ -74,9 +80,15 @@ def contact_sheet(
     return sheet
 
 
-def _strip(
-    clip: Clip, caption: str, marks: Sequence[Mark], width: int, most_frames: int, wave_height: int
+def strip(
+    clip: Clip,
+    caption: str = "",
+    marks: Sequence[Mark] = (),
+    width: int = 1360,
+    most_frames: int = 16,
+    wave_height: int = 64,
 ) -> Image.Image:
+    """One clip; whoever draws clips elsewhere than together stacks the strips."""
     duration_s = max(clip.video_duration_s, clip.audio_duration_s)
     if duration_s <= 0:
         raise ValueError("contact_sheet got a clip with neither frames nor samples")
@@ -87,19 +99,19 @@ def _strip(
     frame_height = frames.height + GAP if frames else 0
     channels = 0 if clip.audio is None else len(clip.audio)
     audio_height = wave_height * min(channels, 2)
-    strip = Image.new("RGB", (width, caption_height + frame_height + audio_height + TICKS), PAGE)
-    draw = ImageDraw.Draw(strip)
+    drawn = Image.new("RGB", (width, caption_height + frame_height + audio_height + TICKS), PAGE)
+    draw = ImageDraw.Draw(drawn)
     for i, line in enumerate(lines):
         draw.text((0, 22 * i), line, TEXT, font)
     top = caption_height
     if frames:
-        strip.paste(frames, (0, top))
+        drawn.paste(frames, (0, top))
         top += frame_height
     if clip.audio is not None and clip.sample_rate_hz is not None:
         for channel in clip.audio[:2]:
             used = max(1, round(width * clip.audio_duration_s / duration_s))
-            strip.paste(PANEL, (0, top, width, top + wave_height))
-            strip.paste(_waveform(channel, used, wave_height), (0, top))
+            drawn.paste(PANEL, (0, top, width, top + wave_height))
+            drawn.paste(_waveform(channel, used, wave_height), (0, top))
             top += wave_height
     _axis(draw, duration_s, clip.start_s, width, top, small)
     for mark in marks:
@@ -110,7 +122,7 @@ def _strip(
             after = x + 4 + small.getlength(mark.label) <= width
             place = x + 4 if after else x - 4 - small.getlength(mark.label)
             draw.text((place, top - 16), mark.label, mark.colour, small)
-    return strip
+    return drawn
 
 
 def _frame_row(clip: Clip, width: int, most_frames: int, duration_s: float) -> Image.Image | None:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, seed)
     held_out = ToyboxSource(Toybox(data.worlds[0], "test", seed), video, audio)
     try:
-        run = train(config, source, held_out, console, order)
+        run = train(config, source, held_out, console, order, (video, audio))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return command.FAILED

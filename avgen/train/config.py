@@ -16,6 +16,7 @@ from avgen.data.toybox import ToyboxConfig
 from avgen.flow import FlowConfig
 from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
+from avgen.sample.solvers import SolverConfig
 from avgen.tasks import NAMED
 
 
@@ -131,6 +132,23 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class SamplesConfig:
+    """Clips that are made while training: of every task, by the averaged weights, always the same ones."""
+
+    every: int = 0  # steps, and at the end of the run; 0 makes none
+    clips: int = 4  # held-out clips per task, whose captions, pictures and sounds are given as the task says
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    text: float = 2.0  # guidance by the caption, of picture and sound; 1 = off
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.clips < 1:
+            raise ValueError(f"every={self.every} cannot be negative and clips={self.clips} must be at least 1")
+
+    def due(self, step: int, last: bool) -> bool:
+        return self.every > 0 and (last or step % self.every == 0)
+
+
+@dataclass(frozen=True)
 class TaskStage:
     """A mix of tasks for the beginning of a run."""
 
@@ -235,6 +253,7 @@ class TrainConfig:
     log_every: int = 10  # steps
     validate_every: int = 100  # steps
     validation_clips: int = 64  # held-out clips per task
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     save_every: int = 100  # steps
     keep: int = 2  # newest checkpoints that stay
 

@@ -17,6 +17,7 @@ from avgen.train.config import TrainConfig
 from avgen.train.metrics import gradient_norms
 from avgen.train.parallel import clip, reduce_whole_gradients, sync_gradients
 from avgen.train.run import Run, prepare, save
+from avgen.train.samples import Codecs, sample
 from avgen.train.step import Draw, draw, objective, step_losses
 from avgen.train.trackers import Journal, Screen
 from avgen.train.validate import validate
@@ -24,12 +25,21 @@ from avgen.train.watch import Fault, Stopped, write_fault
 from avgen.types import Batch
 
 
-def train(config: TrainConfig, source: Source, held_out: Source, console: Console, order: Order | None = None) -> Run:
+def train(
+    config: TrainConfig,
+    source: Source,
+    held_out: Source,
+    console: Console,
+    order: Order | None = None,
+    codecs: Codecs | None = None,
+) -> Run:
     """Train to the last step; SIGTERM and Ctrl-C save and stop at the end of the current one.
 
     A run that goes wrong raises `Stopped` and leaves its checkpoints as they are.
-    Without an `order` the source's clips are read one after another.
+    Without an `order` the source's clips are read one after another; `codecs` show the samples of `config.samples`.
     """
+    if config.samples.every and codecs is None:
+        raise ValueError(f"samples.every={config.samples.every} needs the codecs of the latents: set samples.every=0")
     held_before = record.held_bytes()
     run = prepare(config)
     record.begin(config, run.accelerator)
@@ -60,6 +70,10 @@ def train(config: TrainConfig, source: Source, held_out: Source, console: Consol
             with run.meter.paused():
                 if validation_due:
                     journal.write(run.step, validate(run.model, run.average, held_out, config, run.accelerator))
+                if codecs is not None and config.samples.due(run.step, last):
+                    sheet = sample(run, held_out, codecs)
+                    if sheet is not None:
+                        journal.picture(run.step, "samples", sheet)
                 # weights that may be diverging wait: they would push a good checkpoint out
                 if save_due and (last or stopping or not run.guard.doubtful):
                     save(run)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,11 +49,19 @@ class Processes:
         return values
 
     def agreed(self, value: str) -> str:
-        """What the first process says."""
+        """What the first process says, once it says it."""
         said = [value]
         if self.host is not None:
             dist.broadcast_object_list(said, src=0, group=self.host)
         return said[0]
+
+    def collected(self, value: Any) -> list[Any]:
+        """On the first process what each of them brought; nothing on the others."""
+        if self.host is None:
+            return [value]
+        found = [None] * self.count if self.rank == 0 else None
+        dist.gather_object(value, found, dst=0, group=self.host)
+        return found or []
 
 
 def spread(

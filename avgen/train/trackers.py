@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -58,6 +60,13 @@ class Journal:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         for tracker in self.trackers:
             tracker.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """To the trackers that show pictures."""
+        for tracker in self.trackers:
+            if isinstance(tracker, TensorBoardTracker | WandBTracker):
+                layout = {"dataformats": "NHWC"} if isinstance(tracker, TensorBoardTracker) else {}
+                tracker.log_images({name: np.asarray(image)[None]}, step=step, **layout)
 
     @contextmanager
     def open(self) -> Iterator[Journal]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from avgen.models.dit import AVTransformer
-from avgen.train.config import LoraConfig, OptimizerConfig, ParallelConfig, PartRates
+from avgen.sample.solvers import SolverConfig
+from avgen.train.config import LoraConfig, OptimizerConfig, ParallelConfig, PartRates, SamplesConfig
 from avgen.train.step import drawn_tasks
 from tests.distributed import ranks, training
 from tests.models.factory import model
@@ -85,6 +87,21 @@ def test_the_export_of_shards_is_the_average(tmp_path):
     [(_, weights), _] = ranks.run(tmp_path / "a", 2, training.watched_and_exported, settings)
     exported = AVTransformer.from_pretrained(tmp_path / "run" / "model")
     assert all(torch.equal(p, weights[f"average {name}"]) for name, p in exported.named_parameters())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_share_the_samples_of_one(strategy, tmp_path):
+    """Five clips for two processes: one of them runs a sample that doesn't count."""
+    samples = SamplesConfig(every=2, clips=1, solver=SolverConfig(steps=2))
+    changes = {"steps": 2, "samples": samples, "tasks": dict.fromkeys(("t2av", "i2av", "v2a", "a2v", "t2a"), 1)}
+    [alone] = ranks.run(tmp_path / "a", 1, training.sampled, training.config(tmp_path / "one", **changes))
+    settings = training.config(tmp_path / "two", parallel=STRATEGIES[strategy], **changes)
+    shared = ranks.run(tmp_path / "b", 2, training.sampled, settings)[0]
+    files = [{path.name for path in (tmp_path / run / "samples" / "step_000002").iterdir()} for run in ("one", "two")]
+    assert files[0] == files[1]
+    assert len(files[0]) == 6
+    assert shared.shape == alone.shape
+    assert np.mean(np.abs(shared.astype(int) - alone) > 2) < 1e-3
 
 
 def test_what_is_random_differs_between_processes_and_follows_the_place_in_the_batch(alone, tmp_path):

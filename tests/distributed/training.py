@@ -6,7 +6,9 @@ import os
 import signal
 from dataclasses import replace
 
+import numpy as np
 import torch
+from PIL import Image
 
 from avgen.train import loop
 from avgen.train.config import OptimizerConfig
@@ -14,8 +16,8 @@ from avgen.train.parallel import gathered
 from avgen.train.run import export
 from avgen.types import stack_batches
 from tests.models.factory import batch, scatter
+from tests.train.factory import CODECS, quiet
 from tests.train.factory import config as tiny
-from tests.train.factory import quiet
 
 
 class Clips:
@@ -94,6 +96,13 @@ def watched(settings, source=None, order=None, after=lambda run: None):
 
 def watched_and_exported(settings):
     return watched(settings, after=export)
+
+
+def sampled(settings):
+    """A run that shows samples; the sheet of its last step."""
+    loop.train(settings, Clips(), Clips(), quiet(), codecs=CODECS)
+    with Image.open(settings.out / "samples" / f"step_{settings.steps:06d}" / "sheet.png") as sheet:
+        return np.asarray(sheet)
 
 
 def trained(settings):

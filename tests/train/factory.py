@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from einops import repeat
 from rich.console import Console
 
 from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from tests.models.factory import AUDIO, VIDEO
 from tests.models.factory import config as model_config
 
 
@@ -33,3 +36,27 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
 
 def quiet() -> Console:
     return Console(file=open(os.devnull, "w"))  # noqa: PTH123
+
+
+class Pixels:
+    """A picture codec that shows three channels of the latents as they are."""
+
+    geometry = VIDEO
+    fingerprint = "pixels"
+
+    def decode(self, latents):
+        colours = latents[:, :3].sigmoid().mul(255).round().to(torch.uint8)
+        return repeat(colours, "b c t h w -> b (t k) (h p) (w q) c", k=2, p=8, q=8).contiguous()
+
+
+class Waves:
+    """A sound codec that plays the latents' mean."""
+
+    geometry = AUDIO
+    fingerprint = "waves"
+
+    def decode(self, latents):
+        return repeat(latents.mean(1).tanh(), "b n -> b 1 (n k)", k=640).contiguous()
+
+
+CODECS = (Pixels(), Waves())
