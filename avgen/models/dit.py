@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +57,15 @@ class Perturbation:
     def of(self, layers: dict[str, int]) -> dict[str, Tensor]:
         """Per modality, (B,) bool: the samples in which this layer of it is perturbed."""
         return {m: which[:, layer] for m, layer in layers.items() if (which := getattr(self, m)) is not None}
+
+
+RunBlocks = Callable[[Sequence[Block], Streams, dict[str, Context], Perturbation], Streams]
+
+
+def run_blocks(blocks: Sequence[Block], x: Streams, context: dict[str, Context], perturbation: Perturbation) -> Streams:
+    for block in blocks:
+        x = block(x, context, perturbation.of(block.layers))
+    return x
 
 
 class Tower(nn.Module):
@@ -190,7 +199,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, batch: Batch, perturbation: Perturbation | None = None) -> Velocity:
+    def forward(self, batch: Batch, perturbation: Perturbation | None = None, run: RunBlocks = run_blocks) -> Velocity:
+        """run: how the tokens pass the blocks; a sampler may leave some out and foretell what they would add"""
         perturbation = perturbation or Perturbation()
         streams = {m: s for m, s in batch.streams.items() if m in self.towers}
         if not streams:
@@ -200,8 +210,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
             context = self.contexts(streams, levels, texts, perturbation.bridge_on)
         x = {m: self.towers[m].tokens(s.x) for m, s in streams.items()}
-        for block in self.blocks:
-            x = block(x, context, perturbation.of(block.layers))
+        x = run(self.blocks, x, context, perturbation)
         return Velocity(**{m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in streams.items()})
 
     def read_captions(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avgen.sample.cache import CacheConfig
 from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import Edit
 from avgen.sample.method import Method, Precision
@@ -34,6 +35,7 @@ class SampleConfig:
     guidance: Guidance = field(default_factory=Guidance)
     edit: Edit = field(default_factory=Edit)
     precision: Precision = "fp32"  # of matrix products, by autocast
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch"):
@@ -44,4 +46,4 @@ class SampleConfig:
 
     @property
     def method(self) -> Method:
-        return Method(self.solver, self.guidance, self.edit, self.precision)
+        return Method(self.solver, self.guidance, self.edit, self.precision, self.cache)

@@ -7,14 +7,14 @@ A term that is off at a level costs no pass and changes nothing, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from avgen.flow import velocity_of
-from avgen.models.dit import Perturbation
+from avgen.models.dit import Perturbation, RunBlocks, run_blocks
 from avgen.types import Batch, Text, stack_batches
 
 TERMS = ("text", "cross", "perturbed")
@@ -76,18 +76,20 @@ def guided(
     levels: Mapping[str, float],
     made: Mapping[str, Tensor],
     predict: str = "velocity",
+    run_for: Callable[[Sequence[str]], RunBlocks] = lambda terms: run_blocks,
 ) -> dict[str, Tensor]:
     """Per modality, the guided velocity (B, N, C) in float32.
 
     levels: of the tokens that are being made, per modality that has any
     made: (B, N) bool per modality, those tokens
+    run_for: how the blocks are run, given the terms that have a pass
     """
     weights = {m: guidance.of(m).weights(level) for m, level in levels.items()}
     if batch.video is None or batch.audio is None:
         weights = {m: {name: w for name, w in terms.items() if name != "cross"} for m, terms in weights.items()}
     active = [name for name in TERMS if any(name in terms for terms in weights.values())]
     stacked = passes(batch, active)
-    out = model(stacked, perturbation(model, batch.size, active, guidance))
+    out = model(stacked, perturbation(model, batch.size, active, guidance), run_for(active))
     found = {}
     for m in made:
         answer = getattr(out, m).float()

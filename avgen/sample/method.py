@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from avgen.sample.cache import CacheConfig
 from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import Edit
 from avgen.sample.solvers import SolverConfig
@@ -20,6 +21,7 @@ class Method:
     guidance: Guidance = field(default_factory=Guidance)
     edit: Edit = field(default_factory=Edit)
     precision: Precision = "fp32"  # of matrix products, by autocast
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 DEFAULT = Method()

@@ -178,6 +178,7 @@ class AVPipeline(DiffusionPipeline):
     ) -> list[Made]:
         """`make`, from media that have been read."""
         method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
+        method.cache.check(len(self.model.blocks))
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
         noise = {
             m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests]) for m, stream in batch.streams.items()
@@ -186,6 +187,7 @@ class AVPipeline(DiffusionPipeline):
             tokens = generate_long(
                 *(self.model, batch, noise, self.config.duration_s, method.solver, method.guidance),
                 predict=self.config.predict,
+                cache=method.cache,
                 after_step=after_step,
             )
         clips = self.decode(tokens, form, len(requests))

@@ -21,6 +21,7 @@ from avgen.config import to_plain
 from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
 from avgen.data.toybox.reader import Reading, Tally, read_events, score, score_caption
 from avgen.data.toybox.world import Split, render_facts
+from avgen.sample.cache import CacheConfig
 from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import GivenMedia, Request
 from avgen.sample.method import Method, Precision
@@ -51,6 +52,7 @@ class ScoresConfig:
     solver: SolverConfig = field(default_factory=SolverConfig)
     guidance: Guidance = field(default_factory=Guidance)
     precision: Precision = "fp32"  # of matrix products, by autocast
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1:
@@ -305,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
 
     console = Console()
     pipeline = open_pipeline(config.model).to(PartialState().device)
-    method = Method(config.solver, config.guidance, precision=config.precision)
+    method = Method(config.solver, config.guidance, precision=config.precision, cache=config.cache)
     with Progress(console=console) as bar:
         doing = bar.add_task("clips", total=config.clips * len(config.tasks))
         found = scores(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avgen.models.dit import AVTransformer
+from avgen.sample.cache import CacheConfig
 from avgen.sample.guidance import Guidance
 from avgen.sample.loop import generate
 from avgen.sample.solvers import SolverConfig, State
@@ -42,6 +43,7 @@ def generate_long(
     solver: SolverConfig,
     guidance: Guidance,
     predict: str = "velocity",
+    cache: CacheConfig = CacheConfig(),  # noqa: B008  # frozen
     after_step: Callable[[int, int], None] = lambda done, of: None,
 ) -> State:
     """`generate` for any duration; a clip that fits one window is one call of it."""
@@ -58,7 +60,7 @@ def generate_long(
         seen = replace(batch, **cut)
         done = number * solver.steps
         made = generate(
-            *(model, seen, {m: noise[m][:, inside[m]] for m in streams}, solver, guidance, predict),
+            *(model, seen, {m: noise[m][:, inside[m]] for m in streams}, solver, guidance, predict, cache),
             after_step=lambda i, done=done: after_step(done + i + 1, len(parts) * solver.steps),  # type: ignore[misc]
         )
         for m, at in inside.items():
