@@ -148,7 +148,7 @@ def _member(hint: Any, value: Any, key: str) -> Any:
 
 def _by_kind(options: list[Any], value: Mapping[str, Any], key: str) -> Any:
     kinds = {kind: option for option in options for kind in typing.get_args(typing.get_type_hints(option)["kind"])}
-    kind = value.get("kind")
+    kind = value.get("kind", next(iter(kinds)))  # unsaid, the first: what the section was before it had kinds
     if kind not in kinds:
         names = ", ".join(sorted(kinds))
         raise ConfigError(_join(key, "kind"), f"{kind!r} is not one of {names}; {_suggest(str(kind), kinds)}")

@@ -9,7 +9,7 @@ Noise levels follow the one convention of the package: 0 is data ("given"), 1 is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -51,18 +51,25 @@ class Clip:
 
 
 class _Movable:
-    """`.to(device)` for frozen dataclasses of tensors; dtypes are part of the types and never change."""
+    """`.to(device)` and `.rows(order)` of frozen dataclasses of tensors; dtypes are part of the types and stay."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        moved: dict[str, Any] = {}
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def rows(self, order: Tensor) -> Self:
+        """The samples of these numbers, in this order."""
+        return self._each(lambda part: part[order] if isinstance(part, Tensor) else part.rows(order))
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        changed: dict[str, Any] = {}
         done: dict[int, Any] = {}  # a caption shared by both streams stays one object
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor | _Movable):
                 if id(value) not in done:
-                    done[id(value)] = value.to(device, non_blocking=non_blocking)
-                moved[field.name] = done[id(value)]
-        return replace(self, **moved)  # type: ignore[type-var]
+                    done[id(value)] = change(value)
+                changed[field.name] = done[id(value)]
+        return replace(self, **changed)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,13 @@ class Stream(_Movable):
         levels = torch.cat([self.levels.new_zeros(len(self.x), 1), self.levels], dim=1)
         slot = (self.slot + 1).masked_fill(taken, 0)
         return replace(self, levels=levels, slot=slot, weight=self.weight.masked_fill(taken, 0.0))
+
+    def keep(self, real: Tensor) -> Self:
+        """The stream without the tokens outside `real`, (B, N) or (B, 1) bool: they are absent, as padding is."""
+        if real.all():
+            return self
+        real = real.expand(self.x.shape[:2])
+        return replace(self, x=self.x * real[..., None], weight=self.weight * real, valid=self.mask() & real)
 
     @property
     def present(self) -> Tensor:

@@ -5,8 +5,8 @@ the same to look up as step 0. Three rules make that so.
 
 1. *Turns.* Time runs in steps, and batch k of a bucket falls on a random instant of the k-th of equal intervals, as
    many per epoch as the bucket has batches. The s-th instant of all buckets together is step s. So buckets are drawn in
-   proportion to their clips (each clip is read equally often), in an order that never repeats, and none waits longer
-   than two of its intervals.
+   proportion to their clips (each clip is read equally often, or as their weights say), in an order that never
+   repeats, and none waits longer than two of its intervals.
 2. *Passes.* Batch k of a bucket of n clips reads places k * size, ..., (k + 1) * size - 1 of an endless list that
    holds all n clips in one order, then all n in another, and so on. So no clip is read again before the whole
    bucket was, and what is left of a pass is carried into the batch that begins the next: nothing is dropped.
@@ -47,6 +47,7 @@ class Bucket:
 
     clips: Sequence[int]  # their indices in the source: a range, or a tensor in memory that all processes share
     tokens: int  # of its longest clip, picture and sound together: what one more clip adds to a padded batch
+    weight: float = 1.0  # how often each of its clips is read, against those of other buckets
 
 
 def grouped(
@@ -85,6 +86,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if not self.buckets or any(not len(bucket.clips) for bucket in self.buckets):
             raise ValueError("a schedule needs at least one bucket, and no empty one")
+        if min(bucket.weight for bucket in self.buckets) <= 0:
+            raise ValueError("a bucket's weight must be positive: leave a bucket that is not to be read out")
         most = max(bucket.tokens for bucket in self.buckets)
         if self.step_tokens is not None and self.step_tokens < self.batch * most:
             raise ValueError(
@@ -100,13 +103,14 @@ class Schedule:
 
     @cached_property
     def steps_per_epoch(self) -> float:
-        """Steps in which every clip is read once; not whole, since passes run on."""
-        return sum(len(b.clips) / self.size(i) for i, b in enumerate(self.buckets))
+        """Steps in which every clip of weight 1 is read once; not whole, since passes run on."""
+        return sum(b.weight * len(b.clips) / self.size(i) for i, b in enumerate(self.buckets))
 
     @cached_property
     def intervals(self) -> tuple[float, ...]:
         """Steps from one batch of each bucket to its next, on average."""
-        return tuple(self.steps_per_epoch * self.size(i) / len(b.clips) for i, b in enumerate(self.buckets))
+        batches = (b.weight * len(b.clips) / self.size(i) for i, b in enumerate(self.buckets))
+        return tuple(self.steps_per_epoch / count for count in batches)
 
     def turn(self, step: int) -> tuple[int, int]:
         """The bucket of a step, and how many batches of it came before."""
@@ -148,13 +152,13 @@ def permuted(places: np.ndarray, n: int, key: int) -> np.ndarray:
     while outside.any():
         left, right = out[outside] >> half, out[outside] & low
         for word in keys:
-            left, right = right, left ^ (_scrambled(right ^ word) & low)
+            left, right = right, left ^ (scrambled(right ^ word) & low)
         out[outside] = (left << half) | right
         outside = out >= np.uint64(n)
     return out.astype(np.int64)
 
 
-def _scrambled(x: np.ndarray) -> np.ndarray:
+def scrambled(x: np.ndarray) -> np.ndarray:
     """uint64 -> uint64 in which every bit depends on all (the finaliser of splitmix64)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

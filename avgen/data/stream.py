@@ -19,10 +19,21 @@ from torch.utils.data import DataLoader, Dataset
 from avgen.types import Batch
 
 
-class Source(Protocol):
-    """Clips by index, ready for the model."""
+@dataclass(frozen=True)
+class At:
+    """Where clips are read: what a source draws for one follows from its seed and from this, never from who reads."""
 
-    def batch(self, indices: Sequence[int]) -> Batch: ...
+    step: int
+    places: Sequence[int]  # of the clips in the step's global batch
+
+
+class Source(Protocol):
+    """Clips by index, ready for the model.
+
+    Without `at` nothing is drawn, as for held-out clips: an encoder's mean in place of a sample, the first caption.
+    """
+
+    def batch(self, indices: Sequence[int], at: At | None = None) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> list[Batch]:
         clips = self.order.clips(step)
-        return [self.source.batch([clips[i] for i in places]) for places in self.share.places(len(clips))]
+        shares = self.share.places(len(clips))
+        return [self.source.batch([clips[i] for i in places], At(step, places)) for places in shares]
 
 
 def read_steps(

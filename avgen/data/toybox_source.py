@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from avgen.data.buckets import Bucket, Schedule, Shape, grouped, uniform_of
+from avgen.data.stream import At
 from avgen.data.toybox import Toybox, ToyClip
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.text import bytes_of
-from avgen.types import Batch, Stream, Text, stack_batches
+from avgen.types import Batch, stack_batches
 
 CAPTION_MULTIPLE = 32  # bytes: batches differ in few lengths, so that compiled code meets few shapes
 
 Lack = Literal["nothing", "sound", "picture", "tail"]
-Rows = TypeVar("Rows", Stream, Text)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ToyboxSource:
         return self.video.geometry.time.steps(config.frames) * cells + self.audio.geometry.time.steps(config.samples)
 
     @torch.no_grad()
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int], at: At | None = None) -> Batch:
         """What a clip lacks is masked, not left out: every rank's step runs through both towers."""
         items = [self.world[i] for i in indices]
         lacks = [self.gaps.of(i) for i in indices]
@@ -77,7 +77,7 @@ class ToyboxSource:
         text = bytes_of(captions, self.max_caption_bytes, CAPTION_MULTIPLE)
         frames = torch.stack([torch.from_numpy(item.clip.video) for item in items])
         video = self.video.geometry.stream(_latents(self.video, frames), self.world.config.fps)
-        video = _kept(video, torch.tensor([lack != "picture" for lack in lacks])[:, None])
+        video = video.keep(torch.tensor([lack != "picture" for lack in lacks])[:, None])
         waves = torch.stack([torch.from_numpy(item.clip.audio) for item in items])
         half = waves.shape[-1] // 2
         cut = torch.tensor([lack == "tail" for lack in lacks])
@@ -85,7 +85,7 @@ class ToyboxSource:
         audio = self.audio.geometry.stream(_latents(self.audio, waves))
         early = torch.arange(audio.x.shape[1]) < self.audio.geometry.time.steps(half)
         heard = torch.tensor([lack != "sound" for lack in lacks])
-        audio = _kept(audio, heard[:, None] & (early | ~cut[:, None]))
+        audio = audio.keep(heard[:, None] & (early | ~cut[:, None]))
         return Batch(video, audio, text, text)
 
 
@@ -96,14 +96,6 @@ def _latents(codec: VideoCodec | AudioCodec, media: Tensor) -> Tensor:
 def _caption(item: ToyClip, lack: Lack) -> str:
     """Only what can be seen or heard is told."""
     return {"sound": item.video_caption, "picture": item.audio_caption}.get(lack, item.caption)
-
-
-def _kept(stream: Stream, keep: Tensor) -> Stream:
-    """The stream with tokens outside `keep`, (B, N) or (B, 1), absent."""
-    if keep.all():
-        return stream
-    keep = keep.expand(stream.x.shape[:2])
-    return replace(stream, x=stream.x * keep[..., None], weight=stream.weight * keep, valid=keep.contiguous())
 
 
 @dataclass(frozen=True)
@@ -129,7 +121,7 @@ class ToyboxMixture:
         number, member = divmod(index - ranges[which].start, len(worlds))
         return worlds[member], number
 
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int], at: At | None = None) -> Batch:
         """Clips of different shapes are padded; their order is that of the indices."""
         places: dict[ToyboxSource, list[tuple[int, int]]] = {}
         for place, index in enumerate(indices):
@@ -139,16 +131,7 @@ class ToyboxMixture:
         if len(parts) == 1:
             return parts[0]
         order = torch.tensor([place for found in places.values() for place, _ in found]).argsort()
-        return _rows(stack_batches(parts), order)
-
-
-def _rows(batch: Batch, order: Tensor) -> Batch:
-    def of(value: Rows) -> Rows:
-        tensors = {f.name: getattr(value, f.name) for f in fields(value)}
-        return replace(value, **{name: t[order] for name, t in tensors.items() if t is not None})
-
-    text = of(batch.video_text)
-    return Batch(batch.video and of(batch.video), batch.audio and of(batch.audio), text, text)
+        return stack_batches(parts).rows(order)
 
 
 def mixture(

@@ -11,6 +11,7 @@ EXAMPLES = (
     "avgen train recipe=toybox",
     "avgen train recipe=toybox steps=200 out=runs/short",
     "accelerate launch -m avgen.train recipe=toybox",
+    "accelerate launch -m avgen.train recipe=small data.path=latents",
 )
 
 
@@ -20,10 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import PartialState
     from rich.console import Console
 
-    from avgen.data.toybox import Toybox
-    from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
-    from avgen.models.fit_codecs import load_or_fit
     from avgen.train.curves import CurvesConfig, draw
+    from avgen.train.data import reading
     from avgen.train.loop import train
     from avgen.train.run import export
     from avgen.train.trackers import METRICS, check_installed
@@ -31,14 +30,9 @@ def main(argv: list[str] | None = None) -> int:
 
     check_installed(config.tracking)
     console = Console()
-    video, audio = load_or_fit(config.data.codecs, config.data.world, config.data.fit_clips)
-    data, seed = config.data, config.seed
-    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, seed)
-    worlds = [ToyboxSource(Toybox(world, "train", seed), video, audio, gaps) for world in data.worlds]
-    source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, seed)
-    held_out = ToyboxSource(Toybox(data.worlds[0], "test", seed), video, audio)
+    read = reading(config)
     try:
-        run = train(config, source, held_out, console, order, (video, audio))
+        run = train(config, read.source, read.held_out, console, read.order, read.codecs)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return command.FAILED

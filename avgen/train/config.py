@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from avgen.config import ConfigError
+from avgen.data.buckets import Shape
 from avgen.data.toybox import ToyboxConfig
 from avgen.flow import FlowConfig
 from avgen.models.architecture import ModelConfig
@@ -34,6 +35,7 @@ class ToyboxShape:
 class ToyboxData:
     """Clips of the embedded world, encoded on the fly."""
 
+    kind: Literal["toybox"] = "toybox"
     world: ToyboxConfig = field(default_factory=ToyboxConfig)
     codecs: Path = Path("runs/toybox_codecs")  # folder of the embedded codecs; fitted there when it is empty
     fit_clips: int = 384  # training clips the codecs are fitted to
@@ -55,6 +57,59 @@ class ToyboxData:
     def worlds(self) -> tuple[ToyboxConfig, ...]:
         """What training reads: the world in each of its shapes."""
         return tuple(replace(self.world, **vars(shape)) for shape in self.shapes) or (self.world,)
+
+    @property
+    def forms(self) -> tuple[Shape, ...]:
+        """Of the clips, one per bucket or bucket's part."""
+        return tuple(Shape(world.height, world.width, world.fps, world.duration_s) for world in self.worlds)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether batches are padded or lack something."""
+        return self.mute_share + self.blind_share + self.short_audio_share > 0 or self.mixed_fps
+
+
+@dataclass(frozen=True)
+class MixedStore:
+    """One more store to read."""
+
+    path: str  # folder or URL
+    weight: float = 1.0  # how many clips are read of it for each of data.path
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight={self.weight} must be positive: leave the store out instead")
+
+
+@dataclass(frozen=True)
+class StoreData:
+    """Clips that `avgen prepare` encoded."""
+
+    path: str  # folder or URL (file, s3, gs, az) of the store
+    kind: Literal["store"] = "store"
+    mix: tuple[MixedStore, ...] = ()  # further stores of the same codecs: [{path: ..., weight: 0.5}, ...]
+    held_out: str | None = None  # store of the held-out clips; null: held_out_share of data.path
+    held_out_share: float = 0.02  # share of the clips, windows of one clip together, that training never reads
+    workers: int = 2  # processes that read ahead of the training step
+    mixed_fps: bool = False  # buckets that differ in fps alone share batches, padded
+    step_tokens: int | None = None  # most latent tokens a step reads; each bucket's batch is then a multiple of `batch`
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out_share < 1:
+            raise ValueError(f"held_out_share={self.held_out_share} must lie in [0, 1)")
+        if self.held_out is None and self.held_out_share == 0:
+            raise ValueError("held_out_share=0 leaves nothing to judge a run by: raise it, or give held_out, a store")
+
+    @property
+    def forms(self) -> tuple[Shape, ...]:
+        """Of the clips of `path`, one per bucket that is not empty, the fullest first. Opens the store."""
+        from avgen.data.store import Store
+
+        return Store.open(self.path).forms
+
+    @property
+    def ragged(self) -> bool:
+        return self.mixed_fps
 
 
 @dataclass(frozen=True)
@@ -233,7 +288,7 @@ class TrainConfig:
     out: Path  # folder of the run: config, metrics, checkpoints
     start: Path | None = None  # folder of a model whose weights are trained on; null: fresh ones
     lora: LoraConfig | None = None  # adapters in place of the weights; null: the weights
-    data: ToyboxData = field(default_factory=ToyboxData)
+    data: ToyboxData | StoreData = field(default_factory=ToyboxData)  # kind=toybox or kind=store
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
     task_stages: tuple[TaskStage, ...] = ()  # other mixes before that one: [{until_step: 500, tasks: {t2a: 1}}, ...]

@@ -36,6 +36,8 @@ EXAMPLES = (
     "avgen plan recipe=toybox device=h200 processes=8 parallel.strategy=fsdp batch=512",
 )
 
+SMALLEST = 16  # pixels: clips without a picture have one token in its place
+
 
 @dataclass(frozen=True)
 class ForecastConfig:
@@ -71,19 +73,18 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
     tasks = [NAMED[name] for name in config.task_names]
     partial = any(stream not in (None, NOTHING) for task in tasks for stream in (task.video, task.audio))
     data = config.data
-    gaps = data.mute_share + data.blind_share + data.short_audio_share > 0 or data.mixed_fps
     _, shard = config.parallel.mesh(given.processes)
     found = []
-    for world in data.worlds:
+    for form in data.forms:
         passing = PlanConfig(
             model=config.model,
-            height=world.height,
-            width=world.width,
-            duration_s=world.duration_s,
-            fps=world.fps,
+            height=form.height or SMALLEST,
+            width=form.width or SMALLEST,
+            duration_s=form.duration_s,
+            fps=form.fps or 1 / form.duration_s,
             caption_tokens=given.caption_tokens,
             levels=2 if partial else 1,
-            ragged=gaps or any(None in (task.video, task.audio) for task in tasks),
+            ragged=data.ragged or any(None in (task.video, task.audio) for task in tasks),
             dtype=config.precision,
             checkpointing=config.checkpointing,
             optimizer_kind=config.optimizer.kind,

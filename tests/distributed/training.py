@@ -23,7 +23,7 @@ from tests.train.factory import config as tiny
 class Clips:
     """Ragged clips by index; every third is silent, every fifth blind."""
 
-    def batch(self, indices):
+    def batch(self, indices, at=None):
         return stack_batches([self.clip(i) for i in indices])
 
     def clip(self, i):
@@ -116,7 +116,7 @@ class Until(Clips):
     def __init__(self, last):
         self.last = last
 
-    def batch(self, indices):
+    def batch(self, indices, at=None):
         if self.last in indices:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().batch(indices)

@@ -119,7 +119,7 @@ def test_t2a_trains_with_no_video_tower_at_all(tmp_path):
     settings = config(tmp_path, model=replace(model_config(), video=None), tasks={"t2a": 1}, steps=30, batch=8)
 
     class Sounding(Clips):
-        def batch(self, indices):
+        def batch(self, indices, at=None):
             return stack_batches([batch((f"clip {i}",), audio_steps=4 + i % 4, level=1.0, seed=i % 8) for i in indices])
 
     run = train(settings, Sounding(), Sounding(), quiet())
@@ -165,7 +165,7 @@ def test_a_clip_that_no_task_fits_is_counted_not_hidden(tmp_path):
     settings = config(tmp_path, batch=3, tasks={"v2a": 1}, steps=1, validation_clips=3)
 
     class Three:
-        def batch(self, indices):
+        def batch(self, indices, at=None):
             clips = three_clips()
             return stack_batches([clips[i % 3] for i in indices])
 

@@ -29,7 +29,7 @@ from tests.train.factory import quiet
 class Clips:
     """Ragged clips by index; every third is silent."""
 
-    def batch(self, indices):
+    def batch(self, indices, at=None):
         clips = [batch((f"clip {i}",), frames=2 + i % 3, audio_steps=4 + i % 4, level=1.0, seed=i) for i in indices]
         silent = [replace(clip, audio=None) if i % 3 == 2 else clip for i, clip in zip(indices, clips, strict=True)]
         return stack_batches(silent)
@@ -69,7 +69,7 @@ def test_a_run_cut_short_goes_on_exactly(tmp_path, kind):
 
 def test_a_signal_saves_the_step_and_stops(tmp_path):
     class Interrupting(Clips):
-        def batch(self, indices):
+        def batch(self, indices, at=None):
             if indices[0] == 12:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().batch(indices)
@@ -82,7 +82,7 @@ def test_a_signal_saves_the_step_and_stops(tmp_path):
 
 def test_a_signal_during_validation_does_not_lose_the_steps_since_the_last_save(tmp_path):
     class Interrupting(Clips):
-        def batch(self, indices):
+        def batch(self, indices, at=None):
             os.kill(os.getpid(), signal.SIGTERM)
             return super().batch(indices)
 

@@ -28,7 +28,7 @@ class Poisoned(Clips):
     def __init__(self, clip, value=math.nan):
         self.clip, self.value = clip, value
 
-    def batch(self, indices):
+    def batch(self, indices, at=None):
         batch = super().batch(indices)
         if self.clip in indices:
             batch.video.x[list(indices).index(self.clip), 0, 0] = self.value
@@ -119,7 +119,7 @@ def test_no_checkpoint_is_written_while_the_loss_may_be_diverging(tmp_path, monk
     settings = config(tmp_path, steps=20, save_every=1, validate_every=20, guard=guard, tasks={"t2av": 1})
 
     class Growing(Clips):
-        def batch(self, indices):
+        def batch(self, indices, at=None):
             batch = super().batch(indices)
             return replace(batch, video=replace(batch.video, x=batch.video.x * (10 if indices[0] >= 32 else 1)))
 

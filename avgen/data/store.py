@@ -1,0 +1,231 @@
+"""Prepared clips on disk: a Lance dataset of latents, read at random by row. docs/store.md is the format.
+
+A store is one folder (or URL). Its rows are windows of clips in the order of the manifest; each has a bucket, the
+posterior of either stream as numbers in a row, and captions. What made it stands in the dataset's own metadata, so it
+cannot be lost or exchanged, and a reader needs nothing but the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from avgen.config import build, fingerprint, to_plain
+from avgen.data.buckets import Shape
+from avgen.types import AudioGeometry, VideoGeometry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1  # of the columns and of the header: raise it when an older reader would misread a store
+PREPARED = 1  # raise it whenever the same clip would be prepared differently: what older code prepared is then stale
+HEADER = b"avgen.store"  # key of the header in the schema's metadata
+SHARD = b"avgen.shard"  # key of the fingerprint in the metadata of a single data file
+DATA_VERSION = "2.1"  # of Lance's file format: a large value costs one look-up and one read, not a page
+NUMBERS = np.dtype("<f2")  # latents have about unit variance: their codec's own error is far above a half's
+# Lance keeps what it learnt about its files; beyond this it forgets what was used longest ago
+CACHE_BYTES = 64 << 20
+READ = ("bucket", "captions", "video_mean", "video_std", "audio_mean", "audio_std", "real", "text", "text_tokens")
+
+
+class StoreError(ValueError):
+    """A store that cannot be read or gone on with; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a store holds and what made it."""
+
+    made_by: Mapping[str, str]  # fingerprints: video and audio codec, text encoder, windows, clips
+    shapes: tuple[Shape, ...]  # bucket i holds windows of shape i
+    video: VideoGeometry | None = None  # of the latents; None without pictures
+    audio: AudioGeometry | None = None
+    text_width: int | None = None  # of caption features; None: captions alone are kept
+    codec: Mapping[str, Any] = field(default_factory=dict)  # how the codecs are built again, to decode
+    format: int = FORMAT
+    prepared: int = PREPARED
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything that decides what is in the store."""
+        return fingerprint(self)
+
+    def frames(self, shape: Shape) -> int:
+        assert shape.fps is not None
+        return round(shape.duration_s * shape.fps)
+
+    def video_shape(self, shape: Shape) -> tuple[int, ...]:
+        """(C, T, H, W) of the shape's latents."""
+        assert self.video is not None
+        assert shape.height is not None
+        assert shape.width is not None
+        side = self.video.space_stride
+        steps = self.video.time.steps(self.frames(shape))
+        return self.video.channels, steps, shape.height // side, shape.width // side
+
+    def audio_shape(self, shape: Shape) -> tuple[int, ...]:
+        """(C, N) of the shape's latents."""
+        assert self.audio is not None
+        samples = round(shape.duration_s * self.audio.sample_rate_hz)
+        return self.audio.channels, self.audio.time.steps(samples)
+
+    def tokens(self, shape: Shape) -> int:
+        """Of one window, picture and sound together."""
+        count = 0
+        if shape.height is not None:
+            assert self.video is not None
+            _, steps, rows, columns = self.video_shape(shape)
+            count += steps * rows * columns // self.video.patch**2
+        return count + (self.audio_shape(shape)[1] if shape.audio else 0)
+
+    def check(self, where: str) -> None:
+        """Refuse what this code would misread, or would have prepared differently."""
+        if self.format != FORMAT:
+            raise StoreError(f"{where} has format {self.format}, this avgen reads format {FORMAT}: prepare it again")
+        if self.prepared != PREPARED:
+            raise StoreError(
+                f"{where} is stale: rule {self.prepared} prepared it, this avgen prepares by rule {PREPARED} "
+                "(CHANGELOG.md says what changed): prepare it again, or train with the version that made it"
+            )
+
+    def differs(self, other: Header) -> list[str]:
+        """What was not the same, in words."""
+        found = [
+            f"{name} ({self.made_by.get(name, 'none')}, now {other.made_by.get(name, 'none')})"
+            for name in sorted({*self.made_by, *other.made_by})
+            if self.made_by.get(name) != other.made_by.get(name)
+        ]
+        if self.format != other.format or self.prepared != other.prepared:
+            found.append(f"avgen's way to prepare ({self.format}.{self.prepared}, now {other.format}.{other.prepared})")
+        return found or ["the header"]
+
+    def to_json(self) -> str:
+        return json.dumps(to_plain(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Header:
+        plain = json.loads(text)
+        if plain.get("format") != FORMAT:  # a later format may have other fields
+            raise StoreError(
+                f"{where} has format {plain.get('format')}, this avgen reads format {FORMAT}: prepare it again"
+            )
+        return build(cls, plain)
+
+
+class Totals(NamedTuple):
+    """Of a finished store."""
+
+    rows: int
+    content: str  # hash of all rows in order
+
+
+def schema(header: Header) -> pa.Schema:
+    """The columns of a row. No column is nested, so that Lance's fields are the columns, one by one."""
+    import pyarrow as pa
+
+    columns = [
+        pa.field("clip", pa.int64()),  # number of the clip in the manifest
+        pa.field("path", pa.string()),
+        pa.field("start_s", pa.float64()),  # of the window, on the file's clock
+        pa.field("bucket", pa.int16()),
+        pa.field("captions", pa.string()),  # JSON list: each is true of what the row holds
+        pa.field("tags", pa.string()),  # JSON list
+        pa.field("video_mean", pa.large_binary()),  # (C, T, H, W) little-endian float16; null without a picture
+        pa.field("video_std", pa.large_binary()),  # likewise; null where the codec has no distribution
+        pa.field("audio_mean", pa.large_binary()),  # (C, N)
+        pa.field("audio_std", pa.large_binary()),
+        pa.field("real", pa.string()),  # JSON {stream: [[from_s, to_s], ...]}; null: the window is whole
+        pa.field("text", pa.large_binary()),  # (tokens of all captions, D) float16; null without an encoder
+        pa.field("text_tokens", pa.string()),  # JSON list: tokens of each caption
+    ]
+    return pa.schema(columns, metadata={SHARD: header.fingerprint.encode()})
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store, open for reading. It pickles as its address: each process opens it for itself."""
+
+    path: str  # a folder, or a URL that Lance knows
+    header: Header
+    totals: Totals
+
+    @classmethod
+    def open(cls, path: object) -> Store:
+        where = str(path)
+        metadata, rows = _opened(where)
+        if HEADER not in metadata:
+            raise StoreError(f"{where} is a Lance dataset, but not a store of avgen: `avgen prepare` makes one")
+        found = json.loads(metadata[HEADER])
+        header = Header.from_json(json.dumps(found["header"]), where)
+        header.check(where)
+        totals = Totals(**found["totals"])
+        if rows != totals.rows:
+            raise StoreError(
+                f"{where} is mixed: it has {rows} rows, but was finished with {totals.rows}; other rows were added or "
+                "deleted. Prepare it again, and mix stores by data.mix"
+            )
+        return cls(where, header, totals)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "header": self.header, "totals": self.totals}
+
+    @cached_property
+    def dataset(self) -> Any:
+        return _dataset(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.header.fingerprint}-{self.totals.content[:16]}"
+
+    @property
+    def forms(self) -> tuple[Shape, ...]:
+        """The shapes there are windows of, that of the most first."""
+        buckets, counts = np.unique(self.column("bucket"), return_counts=True)
+        return tuple(self.header.shapes[bucket] for bucket in buckets[np.argsort(-counts, kind="stable")])
+
+    def column(self, name: str) -> np.ndarray:
+        """One of the number columns, whole: 2 to 8 bytes a row."""
+        return self.dataset.to_table(columns=[name])[name].to_numpy()
+
+    def take(self, rows: Sequence[int], columns: Sequence[str] = READ) -> pa.Table:
+        """These rows in this order; a row may come twice."""
+        return self.dataset.take(list(rows), columns=list(columns))
+
+    def all(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Every row, in order."""
+        yield from self.dataset.to_batches(columns=list(columns), batch_size=64, scan_in_order=True)
+
+
+def _opened(where: str) -> tuple[dict[bytes, bytes], int]:
+    try:
+        dataset = _dataset(where)
+    except (ValueError, OSError) as error:
+        raise StoreError(f"{where} cannot be opened as a store: {_why_not(where, error)}") from error
+    return dataset.schema.metadata or {}, dataset.count_rows()
+
+
+def _why_not(where: str, error: Exception) -> str:
+    from avgen.data.store_write import begun
+
+    scheme, separator, _ = where.partition("://")
+    if separator and scheme not in LANCE_SCHEMES:
+        return f"{scheme}:// is none of {', '.join(sorted(LANCE_SCHEMES))}: copy it to one of them"
+    if not separator and (found := begun(where)):
+        return f"it is not finished ({found}): run the `avgen prepare` that began it again, it goes on"
+    if not separator and "not found" in str(error):
+        return "there is none; `avgen prepare clips.csv out=...` makes one"
+    return str(error).splitlines()[0]
+
+
+LANCE_SCHEMES = {"file", "s3", "gs", "az", "abfss", "oss", "memory"}  # how fsspec calls them too
+
+
+def _dataset(where: str) -> Any:
+    import lance
+
+    return lance.dataset(where, index_cache_size_bytes=1 << 20, metadata_cache_size_bytes=CACHE_BYTES)

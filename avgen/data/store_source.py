@@ -1,0 +1,234 @@
+"""Prepared clips as training data: rows of one or several stores, sampled anew from their posteriors at every step."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avgen.data.buckets import Bucket, Schedule, Shape, scrambled
+from avgen.data.store import NUMBERS, Store, StoreError
+from avgen.data.stream import At
+from avgen.models.text import bytes_of
+from avgen.rng import gaussian, word_of
+from avgen.types import Batch, Stream, Text, stack_batches
+
+CAPTION_MULTIPLE = 32  # bytes or tokens: batches differ in few lengths, so that compiled code meets few shapes
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is random about a clip at a step. `None` in its place draws nothing."""
+
+    seed: int
+    step: int
+    place: int
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """Rows of stores, counted through: first all of the first store, then all of the second.
+
+    Everything drawn (the sample of each posterior, which caption) follows from (seed, step, place).
+    """
+
+    stores: tuple[Store, ...]
+    seed: int = 0
+    max_caption_bytes: int = 256  # of a model that reads bytes
+
+    def batch(self, indices: Sequence[int], at: At | None = None) -> Batch:
+        """Rows of different buckets are padded; their order is that of the indices."""
+        drawn = [None] * len(indices) if at is None else [Drawn(self.seed, at.step, place) for place in at.places]
+        parts, order = [], []
+        for store, places, rows in self._by_store(indices):
+            table = store.take(rows)
+            buckets = table["bucket"].to_numpy()
+            for bucket in dict.fromkeys(buckets.tolist()):
+                here = np.flatnonzero(buckets == bucket)
+                order += [places[i] for i in here]
+                some = table if len(here) == len(rows) else table.take(here)
+                parts.append(self._alike(store, store.header.shapes[bucket], some, [drawn[places[i]] for i in here]))
+        batch = parts[0] if len(parts) == 1 else stack_batches(parts)
+        return batch if order == sorted(order) else batch.rows(torch.tensor(order).argsort())
+
+    def _by_store(self, indices: Sequence[int]) -> Iterator[tuple[Store, list[int], list[int]]]:
+        starts = offsets(self.stores)
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for place, index in enumerate(indices):
+            which = bisect_right(starts, index) - 1
+            places, rows = found.setdefault(which, ([], []))
+            places.append(place)
+            rows.append(index - starts[which])
+        return ((self.stores[which], *lists) for which, lists in found.items())
+
+    def _alike(self, store: Store, shape: Shape, table: Any, drawn: Sequence[Drawn | None]) -> Batch:
+        """Rows of one bucket."""
+        header = store.header
+        real = [None if text is None else json.loads(text) for text in table["real"].to_pylist()]
+        video = audio = None
+        if header.video is not None and shape.height is not None:
+            assert shape.fps is not None
+            latents = _latents(table, "video", header.video_shape(shape), drawn)
+            video = _kept(header.video.stream(latents, shape.fps), "video", real)
+        if header.audio is not None and shape.audio:
+            audio = _kept(
+                header.audio.stream(_latents(table, "audio", header.audio_shape(shape), drawn)), "audio", real
+            )
+        text = self._text(header.text_width, table, drawn)
+        return Batch(video, audio, text, text)
+
+    def _text(self, width: int | None, table: Any, drawn: Sequence[Drawn | None]) -> Text:
+        captions = [json.loads(text) for text in table["captions"].to_pylist()]
+        chosen = [_choice(len(some), d) for some, d in zip(captions, drawn, strict=True)]
+        if width is None:
+            told = [some[i] if some else "" for some, i in zip(captions, chosen, strict=True)]
+            return bytes_of(told, self.max_caption_bytes, CAPTION_MULTIPLE)
+        rows = []
+        for raw, counts, i in zip(table["text"], table["text_tokens"].to_pylist(), chosen, strict=True):
+            ends = [0, *accumulate(json.loads(counts))]
+            rows.append(_numbers(raw).reshape(-1, width)[ends[i] : ends[i + 1]])
+        longest = -(-max(map(len, rows)) // CAPTION_MULTIPLE) * CAPTION_MULTIPLE
+        x = torch.zeros(len(rows), longest, width)
+        valid = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for k, row in enumerate(rows):
+            x[k, : len(row)] = torch.from_numpy(row.astype(np.float32))
+            valid[k, : len(row)] = True
+        return Text.of(x, valid)
+
+
+def offsets(stores: Sequence[Store]) -> list[int]:
+    """The index of each store's first row."""
+    return [0, *accumulate(store.totals.rows for store in stores)][:-1]
+
+
+def _choice(count: int, drawn: Drawn | None) -> int:
+    """One of `count` captions; the first where nothing is drawn."""
+    if drawn is None or count < 2:
+        return 0
+    return word_of(drawn.seed, "which caption", drawn.step, drawn.place) % count
+
+
+def _numbers(value: Any) -> np.ndarray:
+    return np.frombuffer(value.as_buffer(), NUMBERS)
+
+
+def _latents(table: Any, stream: str, shape: tuple[int, ...], drawn: Sequence[Drawn | None]) -> Tensor:
+    """(B, *shape) float32: each row's mean, or a sample of its posterior."""
+    means = _stacked(table[f"{stream}_mean"], shape)
+    if all(d is None for d in drawn) or table[f"{stream}_std"].null_count:
+        return means
+    stds = _stacked(table[f"{stream}_std"], shape)
+    size = torch.Size(shape)
+    noise = [gaussian(size, d.seed, f"{stream} posterior", d.step, d.place) for d in drawn if d is not None]
+    return means.addcmul_(stds, torch.stack(noise))
+
+
+def _stacked(column: Any, shape: tuple[int, ...]) -> Tensor:
+    """The values of a binary column, all of the same size, as float32: from the column's one buffer."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    _, limits, data = array.buffers()
+    ends = np.frombuffer(limits, np.int64)[array.offset : array.offset + len(array) + 1]
+    size = int(np.prod(shape)) * NUMBERS.itemsize
+    assert (np.diff(ends) == size).all(), "a bucket's latents are of one shape"
+    raw = np.frombuffer(data, NUMBERS, count=(ends[-1] - ends[0]) // NUMBERS.itemsize, offset=ends[0])
+    return torch.from_numpy(raw.reshape(len(array), *shape).astype(np.float32))
+
+
+def _kept(stream: Stream, name: str, real: Sequence[Mapping[str, Any] | None]) -> Stream:
+    """The stream without tokens whose middle lies outside what the file really holds."""
+    if all(spans is None or name not in spans for spans in real):
+        return stream
+    middle = stream.time.mean(-1)
+    keep = torch.ones(stream.x.shape[:2], dtype=torch.bool)
+    for row, spans in enumerate(real):
+        if spans is not None and name in spans:
+            inside = torch.zeros(middle.shape[1], dtype=torch.bool)
+            for first, last in spans[name]:
+                inside |= (middle[row] >= first) & (middle[row] < last)
+            keep[row] = inside
+    return stream.keep(keep)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some clips of a source as clips 0, 1, 2, ...: what is held out."""
+
+    source: StoreSource
+    indices: tuple[int, ...]
+
+    def batch(self, indices: Sequence[int], at: At | None = None) -> Batch:
+        return self.source.batch([self.indices[i] for i in indices], at)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A store in a mix."""
+
+    store: Store
+    weight: float  # share of the clips that are read, against the other parts'
+    held_out: float = 0.0  # share of its clips that training never reads
+
+
+def mixed(
+    parts: Sequence[Part], batch: int, step_tokens: int | None = None, mixed_fps: bool = False, seed: int = 0
+) -> tuple[StoreSource, Schedule, list[int]]:
+    """Stores as one source, the order in which training reads it, and the rows that it never does.
+
+    A step reads one bucket of one store, so stores may differ in everything but the kind of their tokens.
+    """
+    check_alike([part.store for part in parts])
+    stores = tuple(part.store for part in parts)
+    total = sum(part.weight for part in parts)
+    buckets: list[Bucket] = []
+    away: list[int] = []
+    for part, start in zip(parts, offsets(stores), strict=True):
+        header = part.store.header
+        rows = part.store.column("bucket")
+        kept = ~held_out(part.store.column("clip"), part.held_out, header.made_by.get("clips", ""))
+        away += (np.flatnonzero(~kept) + start).tolist()
+        if not kept.any():
+            raise StoreError(f"nothing of {part.store.path} is left to train on: lower data.held_out_share")
+        keys: dict[Shape, list[int]] = {}
+        for bucket in np.unique(rows[kept]).tolist():
+            shape = header.shapes[bucket]
+            keys.setdefault(shape.at_any_rate() if mixed_fps else shape, []).append(bucket)
+        for together in keys.values():
+            members = np.flatnonzero(np.isin(rows, together) & kept) + start
+            # shared, not copied: a reading process is handed the memory itself
+            clips = torch.from_numpy(members.astype(np.int64)).share_memory_()
+            longest = max(header.tokens(header.shapes[bucket]) for bucket in together)
+            buckets.append(Bucket(clips, longest, part.weight / total / int(kept.sum())))
+    most = max(bucket.weight for bucket in buckets)  # one store alone keeps the weight of 1
+    buckets = [replace(bucket, weight=bucket.weight / most) for bucket in buckets]
+    return StoreSource(stores, seed), Schedule(tuple(buckets), batch, step_tokens, seed), away
+
+
+def held_out(clips: np.ndarray, share: float, salt: str) -> np.ndarray:
+    """Which rows are kept out of training, whole clips at a time: windows of one clip are too alike to be a test."""
+    if share <= 0:
+        return np.zeros(len(clips), dtype=bool)
+    with np.errstate(over="ignore"):
+        words = scrambled(
+            clips.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(word_of("held out", salt))
+        )
+    return words < np.uint64(int(share * 2**64))
+
+
+def check_alike(stores: Sequence[Store]) -> None:
+    """Stores of a mix must speak of the same latents and captions."""
+    first = stores[0]
+    for other in stores[1:]:
+        for name in ("video", "audio", "text"):
+            a, b = first.header.made_by.get(name), other.header.made_by.get(name)
+            if a != b:
+                raise StoreError(
+                    f"{first.path} and {other.path} cannot be mixed: their {name} codes are {a} and {b}; prepare both "
+                    "with the same codecs and text encoder"
+                )

@@ -1,0 +1,235 @@
+"""Writing a store: shards that are whole or not there, and one commit that makes them a dataset.
+
+A shard holds the rows of a fixed range of clips, so what it contains does not depend on who writes it or how often
+they were killed: a data file is written beside its place and renamed, then its record is, and a shard whose record
+stands is done. The store exists for readers when the commit does, which takes all shards at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avgen.config import build
+from avgen.data.store import DATA_VERSION, HEADER, SHARD, Header, StoreError, Totals, schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BEGUN = "store.json"  # the header, from the first moment on
+SHARDS = "shards"  # folder of the shards' records
+DATA = "data"  # where Lance looks for data files
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A clip, or one window of it, that is not in the store, and why."""
+
+    clip: int
+    path: str
+    reason: str
+    start_s: float | None = None  # of the window; None: nothing of the clip could be read
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a finished shard holds."""
+
+    shard: int
+    store: str  # fingerprint of the store's header
+    rows: int
+    content: str  # hash of its rows
+    file: str = ""  # in data/; empty when no row came of its clips
+    bytes: int = 0
+    lost: tuple[Lost, ...] = ()  # what could not be read
+    unused: tuple[Lost, ...] = ()  # what no window fits
+
+
+@dataclass(frozen=True)
+class StoreWriter:
+    """A store in the making. Any number of processes may write, each its own shards."""
+
+    folder: Path
+    header: Header
+    shards: int
+
+    @classmethod
+    def begin(cls, folder: Path, header: Header, shards: int) -> StoreWriter:
+        """Begin, or go on with what was begun for the same header; anything else is refused."""
+        for name in (SHARDS, DATA):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        about = folder / BEGUN
+        if about.exists():
+            found = json.loads(about.read_text())
+            before = Header.from_json(json.dumps(found["header"]), str(folder))
+            if before.fingerprint != header.fingerprint:
+                raise StoreError(
+                    f"{folder} was begun with other settings: {'; '.join(before.differs(header))} changed. One "
+                    "store holds what was prepared in one way: give another out=, or delete it"
+                )
+            if found["shards"] != shards:
+                raise StoreError(f"{folder} was begun with {found['shards']} shards, not {shards}: keep shard_clips")
+        else:
+            with _whole(about) as part:
+                part.write_text(json.dumps({"header": json.loads(header.to_json()), "shards": shards}, indent=2))
+        return cls(folder, header, shards)
+
+    def record(self, shard: int) -> ShardRecord | None:
+        """Of a shard that is whole."""
+        path = self.folder / SHARDS / f"{shard:06d}.json"
+        if not path.exists():
+            return None
+        found = build(ShardRecord, json.loads(path.read_text()))
+        if found.store != self.header.fingerprint:
+            raise StoreError(f"{path} is of another store ({found.store}): {self.folder} is mixed, delete that file")
+        if found.file and (
+            not (self.folder / DATA / found.file).exists()
+            or (self.folder / DATA / found.file).stat().st_size != found.bytes
+        ):
+            raise StoreError(
+                f"{self.folder / DATA / found.file} is not as {path} says: delete both to prepare it again"
+            )
+        return found
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.shards) if self.record(shard) is None]
+
+    def forget(self, shard: int) -> None:
+        """Let a shard be prepared again."""
+        (self.folder / SHARDS / f"{shard:06d}.json").unlink()
+
+    def write(self, shard: int, batches: Iterable[pa.RecordBatch], notes: Notes) -> ShardRecord:
+        """The shard's rows, streamed; `notes` fill while they are made."""
+        from lance.file import LanceFileWriter
+
+        kind = schema(self.header)
+        digest, rows = Digest(), 0
+        path = self.folder / DATA / f"shard_{shard:06d}.lance"
+        self._sweep(shard)
+        with _whole(path) as part:
+            writer = LanceFileWriter(str(part), kind, version=DATA_VERSION)
+            for batch in batches:
+                digest.add(batch)
+                writer.write_batch(batch)
+                rows += batch.num_rows
+            writer.close()
+            size = part.stat().st_size
+        if not rows:
+            path.unlink()
+        file = path.name if rows else ""
+        made = ShardRecord(
+            shard,
+            self.header.fingerprint,
+            rows,
+            digest.hex,
+            file,
+            size if rows else 0,
+            tuple(notes.lost),
+            tuple(notes.unused),
+        )
+        with _whole(self.folder / SHARDS / f"{shard:06d}.json") as part:
+            part.write_text(json.dumps(asdict(made)))
+        return made
+
+    def _sweep(self, shard: int) -> None:
+        """What a killed writer of this shard left; only one process writes a shard."""
+        for folder, name in ((DATA, f"shard_{shard:06d}.lance"), (SHARDS, f"{shard:06d}.json")):
+            for left in (self.folder / folder).glob(f".{name}.*.part"):
+                left.unlink(missing_ok=True)
+
+    def commit(self) -> Totals:
+        """Make the shards a dataset. All must be whole; doing it twice makes the same dataset again."""
+        import lance
+        from lance.file import LanceFileReader
+        from lance.fragment import DataFile, FragmentMetadata
+
+        records = [self.record(shard) for shard in range(self.shards)]
+        whole = [record for record in records if record is not None]
+        assert len(whole) == self.shards, "every shard must be whole"
+        totals = Totals(sum(record.rows for record in whole), content_of(record.content for record in whole))
+        if not totals.rows:
+            raise StoreError(f"{self.folder} would be empty: no clip has a window; `report.json` in it says why")
+        kind = schema(self.header)
+        fields = list(range(len(kind)))
+        major, minor = map(int, DATA_VERSION.split("."))
+        fragments: list[FragmentMetadata] = []
+        for record in whole:
+            if not record.file:
+                continue
+            found = LanceFileReader(str(self.folder / DATA / record.file)).metadata().schema.metadata or {}
+            if found.get(SHARD, b"").decode() != self.header.fingerprint:
+                raise StoreError(
+                    f"{self.folder} is mixed: data/{record.file} is of another store; delete it and its record"
+                )
+            file = DataFile(record.file, fields, fields, major, minor, file_size_bytes=record.bytes)
+            fragments.append(FragmentMetadata(len(fragments), [file], record.rows))
+        about = {"header": json.loads(self.header.to_json()), "totals": totals._asdict()}
+        operation = lance.LanceOperation.Overwrite(kind.with_metadata({HEADER: json.dumps(about).encode()}), fragments)
+        lance.LanceDataset.commit(str(self.folder), operation)
+        return totals
+
+
+class Notes:
+    """What a shard's making has to say besides rows."""
+
+    def __init__(self) -> None:
+        self.lost: list[Lost] = []
+        self.unused: list[Lost] = []
+
+
+class Digest:
+    """A hash of rows that does not depend on how they came in batches."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for row in batch.to_pylist():
+            for name in sorted(row):
+                value = row[name]
+                raw = value if isinstance(value, bytes) else repr(value).encode()
+                self._hash.update(f"{name} {len(raw)} ".encode())
+                self._hash.update(raw)
+
+    @property
+    def hex(self) -> str:
+        return self._hash.hexdigest()
+
+
+def content_of(shards: Iterable[str]) -> str:
+    """The hash of a store from those of its shards, in order."""
+    return hashlib.sha256(" ".join(shards).encode()).hexdigest()
+
+
+def row_batch(header: Header, rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_pylist(rows, schema=schema(header))
+
+
+def begun(folder: str) -> str:
+    """How far the making of a store has come, in words; empty where none was begun."""
+    about = Path(folder) / BEGUN
+    if not about.is_file():
+        return ""
+    done = len(list((Path(folder) / SHARDS).glob("[0-9]*.json")))
+    return f"{done} of {json.loads(about.read_text())['shards']} shards are there"
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes its name when everything in it is on the disk."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""What a run reads, from its configuration: the source, the order of its clips, and the clips it is judged by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from avgen.config import ConfigError, build
+from avgen.data.store import Store, StoreError
+from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
+from avgen.data.stream import Order, Source
+from avgen.data.toybox import Toybox
+from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
+from avgen.models.codec_files import CodecConfig
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.fit_codecs import load_or_fit
+from avgen.train.checkpoint import checkpoints
+from avgen.train.config import StoreData, ToyboxData, TrainConfig
+
+READ = "stores.json"  # in a run's folder: fingerprints of what it reads
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run's data."""
+
+    source: Source
+    order: Order
+    held_out: Source
+    codecs: tuple[VideoCodec, AudioCodec] | None  # of the latents, where samples are to be made
+
+
+def reading(config: TrainConfig) -> Reading:
+    if isinstance(config.data, StoreData):
+        return of_stores(config, config.data)
+    return of_toybox(config, config.data)
+
+
+def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
+    video, audio = load_or_fit(data.codecs, data.world, data.fit_clips)
+    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, config.seed)
+    worlds = [ToyboxSource(Toybox(world, "train", config.seed), video, audio, gaps) for world in data.worlds]
+    source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)
+    held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio)
+    return Reading(source, order, held_out, (video, audio))
+
+
+def of_stores(config: TrainConfig, data: StoreData) -> Reading:
+    share = 0.0 if data.held_out else data.held_out_share
+    parts = [Part(Store.open(data.path), 1.0, share)]
+    parts += [Part(Store.open(more.path), more.weight) for more in data.mix]
+    check_model(config, parts[0].store)
+    source, order, away = mixed(parts, config.batch, data.step_tokens, data.mixed_fps, config.seed)
+    if data.held_out is not None:
+        judge = Store.open(data.held_out)
+        check_alike([parts[0].store, judge])
+        held_out = Rows(StoreSource((judge,)), tuple(range(judge.totals.rows)))
+        named = f"the store {data.held_out}"
+    else:
+        held_out = Rows(source, tuple(away))
+        named = f"held_out_share={data.held_out_share} of {data.path}"
+    if len(held_out.indices) < config.validation_clips:
+        raise ConfigError(
+            "validation_clips",
+            f"{config.validation_clips} windows are asked for, but {named} holds {len(held_out.indices)}: lower "
+            "validation_clips, or raise data.held_out_share",
+        )
+    # what is read decides, not where it lies: a store may be moved between two legs of a run
+    go_on_with(config.out, [part.store.fingerprint for part in parts])
+    return Reading(source, order, held_out, codecs_of(parts[0].store) if config.samples.every else None)
+
+
+def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
+    """The codecs that a store was made with, the very same: its latents mean nothing to others."""
+    from avgen.models.opening import open_audio_codec, open_video_codec
+
+    files = build(CodecConfig, store.header.codec)
+    if files.video is None or files.audio is None:
+        raise ConfigError("samples.every", f"{store.path} has one modality alone, samples need both: set it to 0")
+    video, audio = open_video_codec(files.video), open_audio_codec(files.audio)
+    for name, codec in (("video", video), ("audio", audio)):
+        if codec.fingerprint != store.header.made_by[name]:
+            raise StoreError(
+                f"{store.path} was prepared with another {name} codec ({store.header.made_by[name]}) than now lies in "
+                f"{getattr(files, name).path} ({codec.fingerprint}): put it back, or prepare again"
+            )
+    return video, audio
+
+
+def go_on_with(out: Path, stores: list[str]) -> None:
+    """A run reads the same stores from its first step to its last, or its steps are not those it began with."""
+    path = out / READ
+    if path.exists() and (before := json.loads(path.read_text())) != stores and checkpoints(out / "checkpoints"):
+        raise ConfigError(
+            "data.path",
+            f"the run in {out} has read the stores {', '.join(before)}, these are {', '.join(stores)}: give the stores "
+            "it began with, or another out= (start= goes on from its weights)",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stores))
+
+
+def check_model(config: TrainConfig, store: Store) -> None:
+    """The model must take the store's numbers."""
+    video, audio = store.header.video, store.header.audio
+    made = {"video": video and video.token_channels, "audio": audio and audio.channels}
+    for m, tower in config.model.towers.items():
+        if made[m] not in (None, tower.channels):
+            raise ConfigError(
+                f"model.{m}.channels",
+                f"{tower.channels} is not what {store.path} holds: its {m} codec makes tokens of {made[m]} numbers",
+            )
+    width, text = store.header.text_width, config.model.text
+    if width is None and text.kind == "features":
+        raise ConfigError(
+            "model.text.kind",
+            f"features are asked for, but {store.path} was prepared without a text encoder: prepare it with text=..., "
+            "or set model.text.kind=bytes",
+        )
+    if width is not None and text.kind == "bytes":
+        raise ConfigError(
+            "model.text.kind", f"bytes are asked for, but {store.path} holds features: set model.text.kind=features"
+        )
+    if width is not None and text.width != width:
+        raise ConfigError("model.text.width", f"{text.width} is not the {width} of the features in {store.path}")

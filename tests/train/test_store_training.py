@@ -1,0 +1,132 @@
+"""Training from a store: what a toybox run in memory learns, exact resume, and refusals that say what to change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from avgen.config import ConfigError, load
+from avgen.data.store_source import StoreSource
+from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.toybox_source import ToyboxSource
+from avgen.models.embedded_audio import SpectralAudioCodec
+from avgen.models.embedded_video import PatchVideoCodec
+from avgen.train.config import MixedStore, OptimizerConfig, StoreData, ToyboxData, TrainConfig
+from avgen.train.data import reading
+from avgen.train.loop import train
+from avgen.train.trackers import METRICS, read_metrics
+from tests.data.store_factory import BLIND, BOTH, MUTE, WIDE, header, row, toybox_store, write_store
+from tests.train.factory import config as tiny
+from tests.train.factory import quiet
+
+WORLD = ToyboxConfig(16, 16, duration_s=1.0, scenes=("single",), sample_rate_hz=8000)
+
+
+@pytest.fixture(scope="module")
+def toys() -> ToyboxSource:
+    clips = [Toybox(WORLD)[i].clip for i in range(6)]
+    video, audio = PatchVideoCodec(6), SpectralAudioCodec.at_rate(8000, 5)
+    video.components.fit(video.patches(torch.stack([torch.from_numpy(c.video) for c in clips])).flatten(0, 3))
+    audio.components.fit(audio.features(torch.stack([torch.from_numpy(c.audio) for c in clips])).flatten(0, 1))
+    return ToyboxSource(Toybox(WORLD), video.eval().requires_grad_(False), audio.eval().requires_grad_(False))
+
+
+def losses(folder):
+    return [line["loss/video"] + line["loss/audio"] for line in read_metrics(folder / METRICS) if "loss/video" in line]
+
+
+def test_a_run_sees_in_a_store_what_it_sees_in_memory(toys, tmp_path):
+    store = toybox_store(tmp_path / "latents", toys, 24)
+    found = {}
+    for name, source in (("memory", toys), ("store", StoreSource((store,)))):
+        config = tiny(tmp_path / name)
+        train(config, source, source, quiet())
+        found[name] = losses(tmp_path / name)
+    assert len(found["store"]) == 6
+    assert found["store"] == pytest.approx(found["memory"], rel=2e-3)  # latents are kept as halves
+    assert found["store"] != found["memory"]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    head = header((BOTH, WIDE, MUTE, BLIND))
+    rows = [row(head, i, bucket=i % 4) for i in range(48)]
+    return write_store(tmp_path_factory.mktemp("latents") / "store", head, rows)
+
+
+def settings(folder, store, **changes):
+    data = StoreData(store.path, workers=0, held_out_share=0.25)
+    steady = OptimizerConfig(warmup_steps=2, schedule="constant")  # rates that do not depend on where a run ends
+    return tiny(
+        folder,
+        **{"data": data, "optimizer": steady, "steps": 8, "batch": 2, "validation_clips": 4, "save_every": 4} | changes,
+    )
+
+
+def run(config):
+    read = reading(config)
+    return train(config, read.source, read.held_out, quiet(), read.order)
+
+
+def test_resume_is_exact_with_posteriors_that_are_sampled_anew(latents, tmp_path):
+    whole = run(settings(tmp_path / "whole", latents)).model.state_dict()
+    run(settings(tmp_path / "cut", latents, steps=4))
+    cut = run(settings(tmp_path / "cut", latents)).model.state_dict()
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    lines = read_metrics(tmp_path / "whole" / METRICS)
+    assert all(torch.tensor(value).isfinite() for line in lines for key, value in line.items() if "loss" in key)
+
+
+def test_workers_read_the_same(latents, tmp_path):
+    from avgen.data.stream import STARTING_STEPS, Share, read_steps
+
+    config = settings(tmp_path, latents)
+    read = reading(replace(config, data=replace(config.data, mix=(MixedStore(latents.path, 0.5),))))
+    steps = STARTING_STEPS + 4
+    here = read_steps(read.source, read.order, Share(2, 1), 0, steps, workers=0)
+    there = read_steps(read.source, read.order, Share(2, 1), 0, steps, workers=1)
+    for (one,), (other,) in zip(here, there, strict=True):
+        for m, stream in one.streams.items():
+            assert torch.equal(stream.x, getattr(other, m).x)
+
+
+def test_a_run_goes_on_with_the_stores_it_began_with(latents, tmp_path):
+    run(settings(tmp_path / "run", latents, steps=4))
+    head = header((BOTH, WIDE, MUTE, BLIND))
+    other = write_store(tmp_path / "other", head, [row(head, 100 + i, bucket=i % 4) for i in range(48)])
+    with pytest.raises(ConfigError, match="has read the stores"):
+        reading(settings(tmp_path / "run", other))
+    reading(settings(tmp_path / "fresh", other))
+
+
+def test_a_model_that_cannot_read_the_store_is_refused(latents, tmp_path):
+    config = settings(tmp_path, latents)
+    wide = replace(config.model, video=replace(config.model.video, channels=7))
+    with pytest.raises(ConfigError, match=r"model.video.channels: 7 is not what .* tokens of 6 numbers"):
+        reading(replace(config, model=wide))
+    featured = replace(config.model, text=replace(config.model.text, kind="features"))
+    with pytest.raises(ConfigError, match="prepared without a text encoder"):
+        reading(replace(config, model=featured))
+    with pytest.raises(ConfigError, match="validation_clips: 40 windows are asked for"):
+        reading(replace(config, validation_clips=40))
+    head = header(text_width=12)
+    rows = [row(head, i, text=bytes(24), text_tokens="[1]") for i in range(40)]
+    store = write_store(tmp_path / "featured", head, rows)
+    with pytest.raises(ConfigError, match=r"set model\.text\.kind=features"):
+        reading(settings(tmp_path, store))
+
+
+def test_a_section_without_a_kind_is_the_toybox():
+    assert isinstance(load(TrainConfig, "train", ["data.fit_clips=9"]).data, ToyboxData)
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        load(TrainConfig, "train", ["data.path=latents"])
+
+
+def test_the_record_of_a_run_builds_its_data_again(latents, tmp_path):
+    from avgen.config import build, to_plain
+
+    config = settings(tmp_path, latents)
+    assert build(TrainConfig, json.loads(json.dumps(to_plain(config)))) == config
