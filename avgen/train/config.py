@@ -150,6 +150,9 @@ class OptimizerConfig:
     kind: Literal["adamw", "muon"] = "muon"  # muon: for the matrices of the blocks, AdamW for everything else
     lr: float = 1e-3  # of AdamW
     muon_lr: float = 2e-2  # of Muon's orthogonalised updates
+    muon_precision: Literal["bf16", "fp32"] = (
+        "bf16"  # of its iterations; fp32 where runs of 1 and 2 processes must agree
+    )
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW: memory of the mean and of the square
     weight_decay: float = 0.0  # of every matrix, per unit of learning rate
     warmup_steps: int = 50  # steps in which the rate rises from 0

@@ -14,6 +14,8 @@ from avgen.train.config import OptimizerConfig, PartRates
 from avgen.train.metrics import part_of
 from avgen.train.parallel import gathered, local, scale_
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 class Optimizers:
     """One or two torch optimisers stepped together; rates are set from the step, never counted inside."""
@@ -36,7 +38,13 @@ class Optimizers:
                 )
             )
         if muon:
-            self.parts.append(Muon(self.groups(muon, config.muon_lr, config.scale), config.weight_decay))
+            self.parts.append(
+                Muon(
+                    self.groups(muon, config.muon_lr, config.scale),
+                    config.weight_decay,
+                    PRECISIONS[config.muon_precision],
+                )
+            )
         self.rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
     def groups(self, names: list[str], lr: float, scale: PartRates) -> list[dict[str, Any]]:
@@ -90,38 +98,58 @@ def inside_block(name: str, parameter: nn.Parameter) -> bool:
 class Muon(Optimizer):
     """Momentum, orthogonalised: https://kellerjordan.github.io/posts/muon.
 
-    torch's own, but for two things. A matrix that is cut into shards is gathered, because orthogonalisation mixes
-    its rows. And on a CPU the iteration runs in float32: bfloat16 would turn rounding that differs with the number of
-    processes into updates that do, and is slower there.
+    torch's own, but for three things. A matrix that is cut into shards is gathered, because orthogonalisation mixes its
+    rows. Small matrices of one shape are iterated together: one by one they keep no processor busy. And the iteration's
+    precision is a choice, because bfloat16 turns rounding that differs with the number of processes into updates that do.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], weight_decay: float, momentum: float = 0.95) -> None:
+    TOGETHER = 2**24  # numbers in matrices that are iterated at once: what that costs in memory stays small
+
+    def __init__(
+        self, groups: list[dict[str, Any]], weight_decay: float, dtype: torch.dtype, momentum: float = 0.95
+    ) -> None:
         super().__init__(groups, {"weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike: dict[tuple[torch.Size, torch.device], list[nn.Parameter]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                kept = memory(self, p)["momentum_buffer"]
-                kept.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalised(gathered(p.grad.lerp(kept, group["momentum"])))
-                if isinstance(p, DTensor):
-                    update = distribute_tensor(update, p.device_mesh, p.placements, src_data_rank=None)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.type_as(p), alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+                if p.grad is not None:
+                    alike.setdefault((p.shape, p.device), []).append(p)
+            for (shape, _), parameters in alike.items():
+                count = max(1, self.TOGETHER // shape.numel())
+                for first in range(0, len(parameters), count):
+                    self.move(parameters[first : first + count], group["lr"], group["momentum"], group["weight_decay"])
+
+    def move(self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        """One update of matrices of one shape."""
+        rows, columns = parameters[0].shape
+        ahead = []
+        for p in parameters:
+            assert p.grad is not None
+            kept = memory(self, p)["momentum_buffer"]
+            kept.lerp_(p.grad, 1 - momentum)
+            ahead.append(gathered(p.grad.lerp(kept, momentum)))
+        updates = orthogonalised(torch.stack(ahead), self.dtype)
+        for p, update in zip(parameters, updates.unbind(), strict=True):
+            if isinstance(p, DTensor):
+                update = distribute_tensor(update, p.device_mesh, p.placements, src_data_rank=None)
+            p.mul_(1 - lr * weight_decay)
+            p.add_(update.type_as(p), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and all singular values near 1, by five Newton-Schulz iterations."""
-    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
-    x = x if x.shape[0] <= x.shape[1] else x.T
-    x = x / x.norm().clamp(min=1e-7)
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(K, rows, columns) with the same singular vectors and all singular values near 1, by five Newton-Schulz
+    iterations."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(5):  # a x + b (x x') x + c (x x')^2 x, with the steepest slope at zero
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
 
 
 class Average:

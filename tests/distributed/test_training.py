@@ -19,7 +19,7 @@ STRATEGIES = {
     "fsdp": ParallelConfig("fsdp"),
     "hsdp": ParallelConfig("hsdp", shard=1),
 }
-OPTIMIZERS = {kind: OptimizerConfig(kind=kind, warmup_steps=5) for kind in ("adamw", "muon")}
+OPTIMIZERS = {kind: OptimizerConfig(kind=kind, warmup_steps=5, muon_precision="fp32") for kind in ("adamw", "muon")}
 
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)
@@ -48,7 +48,9 @@ def test_two_processes_equal_one(alone, strategy, tmp_path):
 
 def test_copies_of_shards_equal_one(tmp_path):
     """HSDP over four processes: two copies of two shards, the rates of parts unlike and one of them frozen."""
-    optimizer = OptimizerConfig(kind="muon", warmup_steps=2, scale=PartRates(video=0.5, captions=0.0))
+    optimizer = OptimizerConfig(
+        kind="muon", muon_precision="fp32", warmup_steps=2, scale=PartRates(video=0.5, captions=0.0)
+    )
     changes = {"steps": 6, "optimizer": optimizer}
     [(expected, weights)] = ranks.run(tmp_path / "a", 1, training.watched, training.config(tmp_path / "one", **changes))
     settings = training.config(tmp_path / "four", parallel=ParallelConfig("hsdp", shard=2), **changes)

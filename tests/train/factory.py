@@ -24,7 +24,7 @@ def config(folder: Path, **changes: Any) -> TrainConfig:
         out=folder,
         data=ToyboxData(workers=0),
         tasks={"t2av": 2, "i2av": 1, "v2a": 1, "a2v": 1},
-        optimizer=OptimizerConfig(warmup_steps=2),
+        optimizer=OptimizerConfig(warmup_steps=2, muon_precision="fp32"),
         precision="fp32",
         validate_every=1000,
         validation_clips=4,
