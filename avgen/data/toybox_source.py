@@ -18,7 +18,7 @@ from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.text import bytes_of
 from avgen.types import Batch, stack_batches
 
-CAPTION_MULTIPLE = 32  # bytes: batches differ in few lengths, so that compiled code meets few shapes
+CAPTION_MULTIPLE = 96  # bytes: what is said of one actor fits in, so compiled code meets one shape, of two actors two
 
 Lack = Literal["nothing", "sound", "picture", "tail"]
 

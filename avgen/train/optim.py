@@ -99,8 +99,8 @@ class Muon(Optimizer):
     """Momentum, orthogonalised: https://kellerjordan.github.io/posts/muon.
 
     torch's own, but for three things. A matrix that is cut into shards is gathered, because orthogonalisation mixes its
-    rows. Small matrices of one shape are iterated together: one by one they keep no processor busy. And the iteration's
-    precision is a choice, because bfloat16 turns rounding that differs with the number of processes into updates that do.
+    rows. Small matrices of one shape are iterated together: one by one they keep no processor busy. And the precision
+    is a choice, because bfloat16 turns rounding that differs with the number of processes into updates that do.
     """
 
     TOGETHER = 2**24  # numbers in matrices that are iterated at once: what that costs in memory stays small
