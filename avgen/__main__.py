@@ -37,6 +37,7 @@ VERBS: tuple[Verb, ...] = (
         "sample",
         "avgen.sample.config:SampleConfig",
     ),
+    Verb("eval", "eval.__main__", "score clips with error bars, compare two runs", "eval", "eval.config:EvalConfig"),
     Verb("curves", "avgen.train.curves", "draw the loss curves of a training run"),
     Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),

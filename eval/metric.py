@@ -106,7 +106,7 @@ class Result:
 
 
 class ClipMetric(Protocol):
-    """One number about one clip. Raises NotApplicable or Skipped where there is none; whatever else it raises failed."""
+    """One number about one clip. Raises NotApplicable or Skipped where there is none; all else it raises failed."""
 
     @property
     def definition(self) -> Definition: ...

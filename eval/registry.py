@@ -15,11 +15,15 @@ class Group:
     """Metrics that share their code. `metrics(setup: Setup) -> Sequence[Metric]` in the module builds them."""
 
     name: str  # the part before the dot in its metrics' names
+    # a world's own judge stands in no tier;
     tier: str  # "tier0" no weights, "tier0.5" weights inside a wheel, "tier1" hosted weights, "tier2" plug-ins
     module: str
 
 
-GROUPS: tuple[Group, ...] = (Group("file", "tier0", "eval.metrics.integrity"),)
+GROUPS: tuple[Group, ...] = (
+    Group("file", "tier0", "eval.metrics.integrity"),
+    Group("toybox", "toybox", "eval.metrics.toybox"),
+)
 
 
 def chosen(names: Sequence[str], setup: Setup | None = None) -> tuple[Metric, ...]:

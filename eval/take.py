@@ -65,7 +65,7 @@ class _Derived:
     def once(self: S, feature: Callable[[S], T]) -> T:
         """feature(self), computed on the first call. Give a named function: it is the key."""
         if feature not in self._kept:
-            with self.clock.timing(f"feature:{getattr(feature, '__name__', repr(feature))}"):
+            with self.clock.timing(f"feature:{getattr(feature, '__name__', repr(feature)).strip('_')}"):
                 try:
                     self._kept[feature] = feature(self), None
                 except Exception as raised:
@@ -165,8 +165,10 @@ def _decoded(take: Take) -> Clip:
 
 
 def _probed(take: Take) -> MediaInfo:
-    if take.path is None:
+    if take.path is None and take._clip is not None:
         raise NotApplicable("the clip was never a file")
+    if take.path is None:
+        raise MediaMissing(f"no clip of prompt {take.prompt.id!r}")
     try:
         return probe(take.path)
     except MediaError as error:

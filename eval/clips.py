@@ -1,0 +1,103 @@
+"""Which file in a folder is the clip of which prompt.
+
+Three ways, the first that fits: a manifest.jsonl (of avgen sample or avgen toybox), files named for the prompt's id
+(ID.mp4, ID_s7.mp4 with seed 7), and JavisBench's numbering by row (sample_0000.mp4).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.suites import Suite
+
+SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".m4a", ".wav")
+NUMBERED = re.compile(r"sample_(\d{4,})(?:_s(\d+))?")
+SEEDED = re.compile(r"(.*)_s(\d+)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A prompt's clip; no path where there is none."""
+
+    prompt: str  # its id
+    seed: int
+    path: Path | None
+
+
+def find_clips(folder: Path, suite: Suite) -> list[Found]:
+    """In the suite's order, every prompt at least once: a missing clip is found missing, not left out."""
+    if not folder.is_dir():
+        raise ValueError(f"clips={folder}: no such folder")
+    known = by_manifest(folder, suite) or by_name(folder, suite) or by_number(folder, suite)
+    if not known:
+        raise ValueError(
+            f"clips={folder} holds no clip of suite {suite.name}: name files for prompts ({suite.prompts[0].id}.mp4,"
+            f" {suite.prompts[0].id}_s0.mp4), number them by row (sample_0000.mp4), or keep avgen sample's"
+            " manifest.jsonl"
+        )
+    found = []
+    for prompt in suite.prompts:
+        clips = known.get(prompt.id, {})
+        found += [Found(prompt.id, seed, clips[seed]) for seed in sorted(clips)] or [Found(prompt.id, 0, None)]
+    return found
+
+
+Known = dict[str, dict[int, Path]]  # prompt's id -> seed -> file
+
+
+def by_manifest(folder: Path, suite: Suite) -> Known:
+    path = folder / "manifest.jsonl"
+    if not path.is_file():
+        return {}
+    ids = {prompt.id for prompt in suite.prompts}
+    known: Known = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            said = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill: the clip's file tells whether it is there
+        name, file = str(said.get("id", "")), said.get("file") or said.get("path")
+        if name in ids and isinstance(file, str):
+            known.setdefault(name, {})[int(said.get("seed", 0))] = folder / file
+    return known
+
+
+def by_name(folder: Path, suite: Suite) -> Known:
+    """Ids may hold slashes: set/7 is the file 7.mp4 in set/, or set_7.mp4."""
+    files = media(folder, deep=any("/" in prompt.id for prompt in suite.prompts))
+    known: Known = {}
+    for prompt in suite.prompts:
+        for name in (prompt.id, prompt.id.replace("/", "_")):
+            for seed, path in files.get(name, {}).items():
+                known.setdefault(prompt.id, {}).setdefault(seed, path)
+    return known
+
+
+def by_number(folder: Path, suite: Suite) -> Known:
+    known: Known = {}
+    for name, seeds in media(folder, deep=False).items():
+        fits = NUMBERED.fullmatch(name)
+        if fits and int(fits[1]) < len(suite.prompts):
+            known.setdefault(suite.prompts[int(fits[1])].id, {}).update(seeds)
+    return known
+
+
+def media(folder: Path, deep: bool) -> Mapping[str, dict[int, Path]]:
+    """Files by name without suffix and seed. Of one name with several suffixes the first of SUFFIXES counts: a .wav
+    beside its .mp4 is the same sound again."""
+    found: dict[str, dict[int, Path]] = {}
+    files = sorted(folder.rglob("*") if deep else folder.iterdir())
+    for suffix in SUFFIXES:
+        for file in files:
+            if file.suffix.lower() != suffix or file.name.startswith("."):
+                continue
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            found.setdefault(name, {}).setdefault(0, file)
+            seeded = SEEDED.fullmatch(name)
+            if seeded:
+                found.setdefault(seeded[1], {}).setdefault(int(seeded[2]), file)
+    return found

@@ -1,0 +1,100 @@
+"""Worker processes that may die: the clip a worker was busy with is known, and the others go on.
+
+The standard pools cannot say which task a killed worker had; an out-of-memory kill there ends everything.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Work = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Died:
+    """In place of a result: the worker's process ended in the middle."""
+
+    reason: str
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    task: int | None = None
+
+
+def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Any]]:
+    """(place, work(*task)) of every task, in the order in which they end. `work` and tasks must be picklable."""
+    if workers <= 1 or len(tasks) <= 1:
+        yield from ((place, work(*task)) for place, task in enumerate(tasks))
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eval.score"])
+    waiting = iter(range(len(tasks)))
+    crew = [_started(context, work) for _ in range(min(workers, len(tasks)))]
+    try:
+        for worker in crew:
+            _hand(worker, waiting, tasks)
+        while any(worker.task is not None for worker in crew):
+            for ready in wait([w.pipe for w in crew if w.task is not None]):
+                worker = next(w for w in crew if w.pipe is ready)
+                assert worker.task is not None
+                place = worker.task
+                try:
+                    result = worker.pipe.recv()
+                except (EOFError, ConnectionError):
+                    result = Died(_how(worker.process))
+                    crew[crew.index(worker)] = worker = _started(context, work)
+                if isinstance(result, BaseException):
+                    raise result
+                _hand(worker, waiting, tasks)
+                yield place, result
+    finally:
+        for worker in crew:
+            worker.process.terminate()
+            worker.process.join()
+            worker.pipe.close()
+
+
+def _started(context: Any, work: Work) -> _Worker:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that its end is noticed here
+    return _Worker(process, ours)
+
+
+def _hand(worker: _Worker, waiting: Iterator[int], tasks: Sequence[tuple[Any, ...]]) -> None:
+    worker.task = next(waiting, None)
+    if worker.task is not None:
+        worker.pipe.send(tasks[worker.task])
+
+
+def _serve(work: Work, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends us
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result = work(*task)
+        except Exception as error:  # a defect of ours, not of a clip: the parent raises it
+            result = error
+        pipe.send(result)
+
+
+def _how(process: Any) -> str:
+    process.join()
+    code = process.exitcode
+    if code == -signal.SIGKILL:
+        return "the process was killed, as the system does when memory runs out"
+    if code < 0:
+        return f"the process died of {signal.Signals(-code).name}"
+    return f"the process ended with code {code}"
