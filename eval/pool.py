@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 Work = Callable[..., Any]
+METHOD = "forkserver"  # a fork of this process would inherit its threads' locks
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterat
     if workers <= 1 or len(tasks) <= 1:
         yield from ((place, work(*task)) for place, task in enumerate(tasks))
         return
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context(METHOD)
     context.set_forkserver_preload(["eval.score"])
     waiting = iter(range(len(tasks)))
     crew = [_started(context, work) for _ in range(min(workers, len(tasks)))]

@@ -15,13 +15,19 @@ class Group:
     """Metrics that share their code. `metrics(setup: Setup) -> Sequence[Metric]` in the module builds them."""
 
     name: str  # the part before the dot in its metrics' names
-    # a world's own judge stands in no tier;
-    tier: str  # "tier0" no weights, "tier0.5" weights inside a wheel, "tier1" hosted weights, "tier2" plug-ins
+    # tier0: no weights; tier0.5: weights inside a wheel; tier1: hosted weights; tier2: plug-ins; toybox: of its own
+    tier: str
     module: str
 
 
 GROUPS: tuple[Group, ...] = (
     Group("file", "tier0", "eval.metrics.integrity"),
+    Group("loudness", "tier0", "eval.metrics.loudness"),
+    Group("spectrum", "tier0", "eval.metrics.spectrum"),
+    Group("stereo", "tier0", "eval.metrics.stereo"),
+    Group("picture", "tier0", "eval.metrics.picture"),
+    Group("sync", "tier0", "eval.metrics.sync"),
+    Group("paired", "tier0", "eval.metrics.paired"),
     Group("toybox", "toybox", "eval.metrics.toybox"),
 )
 

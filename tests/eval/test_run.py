@@ -1,0 +1,266 @@
+"""A folder of clips through the whole command: faults with their status, the same bytes after a kill, and ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from avgen.__main__ import main
+from avgen.data.media import write_clip
+from avgen.data.toybox import ToyboxConfig, parse, render_facts
+from avgen.types import Clip
+from eval import registry, run
+from eval.config import EvalConfig
+from eval.suites import read_suite
+from tests.conftest import ROOT
+
+FAULTY = registry.Group("faulty", "faulty", "tests.eval.faulty")
+
+
+def toy(text: str, index: int = 0) -> Clip:
+    return render_facts(parse(text), ToyboxConfig(fps=16), 1, index).clip
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Perfect clips of toybench's first prompts."""
+    folder = tmp_path_factory.mktemp("toys")
+    for i, prompt in enumerate(read_suite("toybench").prompts[:8]):
+        write_clip(folder / f"{prompt.id}.mp4", toy(prompt.text, i))
+    return folder
+
+
+def config(clips: Path, out: Path, **changes: Any) -> EvalConfig:
+    return replace(EvalConfig(clips=clips, out=out, limit=8, workers=1, resamples=200, least=3), **changes)
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def without_cost(out: Path) -> dict[str, Any]:
+    return {k: v for k, v in json.loads((out / "summary.json").read_text()).items() if k != "cost_s"}
+
+
+def test_perfect_toys_reach_their_ceiling_and_nulls_do_not(toys: Path, tmp_path: Path) -> None:
+    summary = run.evaluate(config(toys, tmp_path))
+    sync = summary["metrics"]["toybox.sync"]
+    assert sync["mean"] == pytest.approx(1, abs=0.05)
+    assert sync["ceiling"]["mean"] == pytest.approx(1, abs=0.05)
+    assert sync["nulls"]["shifted"]["mean"] < 0.7
+    assert sync["nulls"]["shifted"]["gap"]["low"] > 0
+    assert summary["metrics"]["toybox.kind"]["coverage"] == 1
+    assert summary["suite"] == {**summary["suite"], "clips": 8, "prompts": 8, "missing": 0}
+    by = summary["metrics"]["toybox.kind"]["by"]
+    assert set(by) == set(read_suite("toybench").axes)
+    for cells in by.values():
+        assert all(cell["shown"] == (cell["prompts"] >= 3) for cell in cells.values())
+    assert all(name in summary["cost_s"] for name in ("feature:decoded", "sync.offset_s", "picture.sharpness"))
+    assert summary["cost_s"]["feature:decoded"]["clips"] == 8
+    for line in lines_of(tmp_path):
+        assert (tmp_path / line["file"]).resolve().is_file()
+        for result in line["results"].values():
+            assert (result["value"] is not None) == (result["status"] == "ok")
+
+
+def test_another_number_of_processes_gives_the_same_bytes(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.pool.METHOD", "fork")  # spares the workers their imports
+    run.evaluate(config(toys, tmp_path / "one"))
+    run.evaluate(config(toys, tmp_path / "two", workers=2))
+    one, two = (tmp_path / name / "results.jsonl" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert without_cost(tmp_path / "one") == without_cost(tmp_path / "two")
+
+
+def test_a_second_run_measures_nothing_again_and_a_changed_metric_only_itself(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.evaluate(config(toys, tmp_path, metrics=("loudness",)))
+    before = (tmp_path / "results.jsonl").read_bytes(), (tmp_path / "summary.json").read_bytes()
+    asked: list[tuple[Any, ...]] = []
+    spread = run.spread
+
+    def counting(work: Any, tasks: Any, workers: int) -> Any:
+        asked.extend(tasks)
+        return spread(work, tasks, workers)
+
+    monkeypatch.setattr(run, "spread", counting)
+    run.evaluate(config(toys, tmp_path, metrics=("loudness",)))
+    assert not asked
+    assert before == ((tmp_path / "results.jsonl").read_bytes(), (tmp_path / "summary.json").read_bytes())
+    run.evaluate(config(toys, tmp_path, metrics=("loudness", "stereo")))
+    assert {len(cells) for _, cells in asked} == {4}
+
+
+def faulty_folder(folder: Path) -> Path:
+    """A suite of nine prompts whose clips go wrong in every way."""
+    clips = folder / "clips"
+    clips.mkdir()
+    texts = ["fine", "missing", "corrupt", "silent", "raises", "no gpu", "memory", "not for it", "killed"]
+    (folder / "suite.jsonl").write_text(
+        "".join(json.dumps({"id": t.replace(" ", "_"), "text": t}) + "\n" for t in texts)
+    )
+    good = toy("A large red ball bounces twice.")
+    for text in texts:
+        path = clips / f"{text.replace(' ', '_')}.mp4"
+        if text == "silent":
+            write_clip(path, replace(good, audio=np.zeros_like(good.audio)))  # type: ignore[arg-type]
+        elif text != "missing":
+            write_clip(path, good)
+    whole = (clips / "corrupt.mp4").read_bytes()
+    (clips / "corrupt.mp4").write_bytes(whole[: len(whole) // 3])
+    return folder
+
+
+def test_every_fault_has_its_status_and_never_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = faulty_folder(tmp_path)
+    # workers are processes of their own: they learn of the group from the environment of the test
+    monkeypatch.setattr(registry, "GROUPS", (*registry.GROUPS, FAULTY))
+    monkeypatch.setattr("eval.pool.METHOD", "fork")
+    summary = run.evaluate(
+        config(
+            folder / "clips",
+            tmp_path / "out",
+            suite="plain",
+            prompts=folder / "suite.jsonl",
+            metrics=("faulty", "loudness", "sync"),
+            workers=2,
+            limit=None,
+        )
+    )
+    found = {line["prompt"]: line["results"] for line in lines_of(tmp_path / "out")}
+    statuses = {name: results["faulty.one"]["status"] for name, results in found.items()}
+    assert statuses == {
+        "fine": "ok",
+        "silent": "ok",
+        "missing": "failed",
+        "corrupt": "failed",
+        "raises": "failed",
+        "no_gpu": "failed",
+        "memory": "failed",
+        "killed": "failed",
+        "not_for_it": "not_applicable",
+    }
+    words = {
+        "missing": "no clip",
+        "corrupt": "corrupt.mp4",
+        "raises": "ArithmeticError: inside",
+        "no_gpu": "No CUDA GPUs",
+    }
+    words |= {"memory": "out of memory", "killed": "killed"}
+    for name, word in words.items():
+        assert word in found[name]["faulty.one"]["reason"]
+        assert found[name]["faulty.one"]["value"] is None
+    one = summary["metrics"]["faulty.one"]
+    assert one["n"] == {"ok": 2, "not_applicable": 1, "failed": 6, "skipped": 0}
+    assert one["coverage"] == 2 / 8
+    assert one["mean"] == 1
+    # a fault inside one metric costs the others nothing, a silent track has no loudness and no offset
+    assert found["raises"]["loudness.integrated_lufs"]["status"] == "ok"
+    assert found["silent"]["loudness.integrated_lufs"]["status"] == "not_applicable"
+    assert found["silent"]["sync.offset_s"]["status"] == "not_applicable"
+    assert found["corrupt"]["loudness.integrated_lufs"]["status"] == "failed"
+    compat = summary["metrics"]["sync.compat_av_align_javisbench"]
+    assert compat["coverage"] is None or compat["coverage"] < 1
+
+
+def test_a_wrong_frame_rate_is_reported_and_not_guessed(tmp_path: Path) -> None:
+    """The picture of a clip written at half its rate lasts twice as long as its sound."""
+    clip = toy("A large red ball bounces twice.")
+    (tmp_path / "clips").mkdir()
+    write_clip(tmp_path / "clips" / "toy_0000.mp4", replace(clip, fps=8.0))
+    summary = run.evaluate(config(tmp_path / "clips", tmp_path / "out", metrics=("file",), limit=1))
+    assert summary["metrics"]["file.fps"]["mean"] == 8
+    assert summary["metrics"]["file.duration_gap_s"]["mean"] == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_writes_the_same_bytes(toys: Path, tmp_path: Path) -> None:
+    words = [f"clips={toys}", "limit=8", "workers=2", "resamples=200"]
+    command = [sys.executable, "-m", "avgen", "eval", *words]
+    subprocess.run([*command, f"out={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True, timeout=900)
+    killed = subprocess.Popen(
+        [*command, f"out={tmp_path / 'cut'}"],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 900
+    while not list((tmp_path / "cut").rglob("cache/*/*.json")) and killed.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if killed.poll() is None:
+        os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "results.jsonl").exists()
+    subprocess.run([*command, f"out={tmp_path / 'cut'}"], cwd=ROOT, check=True, capture_output=True, timeout=900)
+    assert (tmp_path / "cut" / "results.jsonl").read_bytes() == (tmp_path / "whole" / "results.jsonl").read_bytes()
+    assert without_cost(tmp_path / "cut") == without_cost(tmp_path / "whole")
+
+
+def test_ranks_share_the_clips(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank fills its part of the cache; what rank 0 then writes is what one process writes."""
+    whole, parts = (
+        config(toys, tmp_path / "whole", metrics=("loudness",)),
+        config(toys, tmp_path / "parts", metrics=("loudness",)),
+    )
+    run.evaluate(whole)
+    plan = run.planned(parts)
+    assert len(run.fill(plan, range(1, 8, 2), 1, None)) == 4
+    assert len(run.fill(plan, range(8), 1, None)) == 4
+    run.evaluate(parts)
+    assert (tmp_path / "whole" / "results.jsonl").read_bytes() == (tmp_path / "parts" / "results.jsonl").read_bytes()
+
+
+def test_a_javisbench_file_and_its_numbered_clips_are_scored_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ("A large red ball bounces twice.", "A tiny blue lamp flashes once.", "A big green bar strikes twice.")
+    rows = "".join(f'ref_{i}.mp4,{text},{text},"0,{i}",0,1,2,{i}\n' for i, text in enumerate(texts))
+    (tmp_path / "bench.csv").write_text("path,text,audio_text,cat0_ind,cat1_ind,cat2_ind,cat3_ind,cat4_ind\n" + rows)
+    (tmp_path / "clips").mkdir()
+    for i, text in enumerate(texts):
+        write_clip(tmp_path / "clips" / f"sample_{i:04d}.mp4", toy(text, i))
+        write_clip(tmp_path / f"ref_{i}.mp4", toy(text, i))
+    words = ["suite=javisbench", f"prompts={tmp_path / 'bench.csv'}", f"clips={tmp_path / 'clips'}", "workers=1"]
+    assert main(["eval", *words, f"out={tmp_path / 'out'}", "resamples=200"]) == 0
+    assert "javisbench: 3 clips of 3 prompts" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert set(summary["metrics"]["sync.correlation"]["by"]) == {"scenario", "style", "sound", "temporal", "spatial"}
+    # each clip is compared with its own reference, the same clip: nothing but the null differs from perfection
+    assert summary["metrics"]["paired.si_sdr_db"]["mean"] == 60
+    assert summary["metrics"]["paired.ssim"]["mean"] == pytest.approx(1)
+    assert summary["metrics"]["paired.onset_f1"]["mean"] == 1
+    assert summary["metrics"]["paired.si_sdr_db"]["nulls"]["swapped"]["mean"] < 10
+    assert "toybox.sync" not in summary["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["clips=/no/such/folder"], "clips=/no/such/folder: no such folder"),
+        (["suite=javis"], "the nearest is javisbench"),
+        (["limit=0"], "limit=0 must be at least 1"),
+        (["metrics=[sync.ofset_s]"], "sync has"),
+        (["metrics=[loudnes]"], "the nearest is loudness"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    toys: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", f"clips={toys}", *words]) == 2
+    assert said in capsys.readouterr().err
