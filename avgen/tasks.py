@@ -118,6 +118,14 @@ def inpaint(video: Sequence[Hole] = (), audio: Sequence[Hole] = ()) -> Task:
 
 NAMED: dict[str, Task] = {t.name: t for t in (T2AV, I2AV, V2A, A2V, AI2V, T2V, I2V, T2A)}
 PARAMETRIC: dict[str, Callable[..., Task]] = {"extend": extend, "interpolate": interpolate, "inpaint": inpaint}
+TRAINABLE = (*NAMED, "extend")
+HEAD = (0.1, 0.9)  # shares of a clip between which the heads that training extends are drawn
+SHOWN_HEAD = 0.25  # the share where clips must compare: what windows hand on
+
+
+def in_training(name: str, head_s: float) -> Task:
+    """The task as training's mix knows it: `extend` goes on from a head of both streams, `head_s` long."""
+    return extend(head_s, head_s) if name == "extend" else NAMED[name]
 
 
 def given_mask(given: Given, stream: Stream, origin_s: Tensor) -> Tensor:
@@ -163,6 +171,22 @@ def origins(batch: Batch) -> Tensor:
             first = stream.time[..., 0].masked_fill(~stream.mask(), torch.inf).amin(1)
             starts.append(first.masked_fill(~stream.present, -torch.inf))
     return torch.stack(starts).amax(0)
+
+
+def lengths(batch: Batch) -> Tensor:
+    """(B,) float64: seconds from each clip's start to the end of its last token; nan for a sample without tokens."""
+    ends = [
+        stream.time[..., 1].masked_fill(~stream.mask(), -torch.inf).amax(1)
+        for stream in (batch.video, batch.audio)
+        if stream is not None
+    ]
+    return torch.stack(ends).amax(0) - origins(batch)
+
+
+def shown(names: Sequence[str], batch: Batch) -> list[Task]:
+    """One task per clip for what is to compare between steps and runs: `extend` always has the same head."""
+    lengths_s = (SHOWN_HEAD * lengths(batch).cpu()).nan_to_num(SLACK).tolist()
+    return [in_training(name, head_s) for name, head_s in zip(names, lengths_s, strict=True)]
 
 
 def assign(batch: Batch, tasks: Sequence[Task]) -> Batch:

@@ -16,10 +16,11 @@ from avgen.sample.inputs import GivenMedia, Request
 from avgen.sample.loop import generate
 from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline, sample_noise
+from avgen.sample.seams import seam_ranks
 from avgen.sample.solvers import SolverConfig, SolverKind
 from avgen.sample.windows import spans
 from avgen.tasks import T2AV
-from avgen.types import Batch, Clip, stack_batches
+from avgen.types import Batch, stack_batches
 
 CAPTION = "A medium red ball bounces three times."
 Row = tuple[str, str]
@@ -107,27 +108,6 @@ def seams(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
     for name, ranks in seam_ranks(clip, cuts_s).items():
         said = f"median {np.median(ranks):.2f}, highest {max(ranks):.2f} of {len(ranks)}" if len(ranks) else "none"
         yield f"{name} at seams, share of other instants that jump less", said
-
-
-def seam_ranks(clip: Clip, cuts_s: Sequence[float]) -> dict[str, np.ndarray]:
-    """Per stream, for each cut the share of other instants with a smaller jump: even in [0, 1] if nothing shows.
-
-    Sound: the largest second difference within 1 ms, over its mean within 25 ms. Picture: the change between frames.
-    """
-    found = {}
-    if clip.audio is not None and clip.sample_rate_hz is not None:
-        bend = np.abs(np.diff(clip.audio.mean(0), 2, prepend=0, append=0))
-        near, wide = (max(1, round(s * clip.sample_rate_hz)) for s in (0.001, 0.025))
-        peak = np.lib.stride_tricks.sliding_window_view(np.pad(bend, near), 2 * near + 1).max(1)
-        level = np.convolve(bend, np.ones(2 * wide + 1) / (2 * wide + 1), mode="same")
-        jump = peak / (level + 1e-6)
-        at = [round(s * clip.sample_rate_hz) for s in cuts_s]
-        found["sound"] = np.array([(jump[:: near // 2 or 1] < jump[i]).mean() for i in at])
-    if clip.video is not None and clip.fps is not None:
-        change = np.abs(np.diff(clip.video.astype(np.float32), axis=0)).mean((1, 2, 3))
-        frames = [round(s * clip.fps) - 1 for s in cuts_s]
-        found["picture"] = np.array([(change < change[i]).mean() for i in frames])
-    return found
 
 
 MEASURES: dict[str, Callable[[AVPipeline, BenchConfig], Iterator[Row]]] = {

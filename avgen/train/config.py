@@ -18,7 +18,7 @@ from avgen.flow import FlowConfig
 from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
 from avgen.sample.solvers import SolverConfig
-from avgen.tasks import NAMED
+from avgen.tasks import TRAINABLE
 
 
 @dataclass(frozen=True)
@@ -218,9 +218,9 @@ class TaskStage:
 
 
 def check_tasks(tasks: Mapping[str, float]) -> None:
-    unknown = [name for name in tasks if name not in NAMED]
+    unknown = [name for name in tasks if name not in TRAINABLE]
     if unknown:
-        raise ValueError(f"tasks={unknown} are unknown: choose from {', '.join(NAMED)}")
+        raise ValueError(f"tasks={unknown} are unknown: choose from {', '.join(TRAINABLE)}")
     if not tasks or min(tasks.values()) < 0 or sum(tasks.values()) <= 0:
         raise ValueError(f"tasks={dict(tasks)} needs at least one positive weight and no negative one")
 

@@ -28,7 +28,7 @@ from avgen.plan import (
     plan,
     rate_of,
 )
-from avgen.tasks import NAMED, NOTHING
+from avgen.tasks import NOTHING, in_training
 from avgen.train.config import TrainConfig
 
 EXAMPLES = (
@@ -70,7 +70,7 @@ class Forecast:
 
 def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Forecast]:
     """One per shape of the recipe's clips."""
-    tasks = [NAMED[name] for name in config.task_names]
+    tasks = [in_training(name, head_s=1.0) for name in config.task_names]
     partial = any(stream not in (None, NOTHING) for task in tasks for stream in (task.video, task.audio))
     data = config.data
     _, shard = config.parallel.mesh(given.processes)

@@ -23,7 +23,7 @@ from avgen.models.text import captions_of
 from avgen.rng import gaussian
 from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.loop import generate
-from avgen.tasks import NAMED, assign
+from avgen.tasks import assign, shown
 from avgen.train.run import Run
 from avgen.train.validate import shared
 from avgen.types import Batch, Clip, Stream
@@ -72,7 +72,7 @@ def made_of(run: Run, held_out: Source, codecs: Codecs, wanted: list[tuple[str, 
     config, device = run.config, run.model.device
     batch = held_out.batch([place for _, place in wanted])
     captions = captions_of(batch.video_text) or [""] * batch.size
-    batch = assign(batch, [NAMED[task] for task, _ in wanted]).to(device)
+    batch = assign(batch, shown([task for task, _ in wanted], batch)).to(device)
     noise = {
         m: torch.stack([gaussian(s.x.shape[1:], config.seed, f"{m} sample", place) for _, place in wanted]).to(device)
         for m, s in batch.streams.items()

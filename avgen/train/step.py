@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from avgen.flow import FlowConfig, Loss, losses, noised
 from avgen.models.architecture import ModelConfig
 from avgen.rng import noise_like, uniforms
-from avgen.tasks import NAMED, Task, assign, possible
+from avgen.tasks import HEAD, SLACK, Task, assign, in_training, lengths, possible
 from avgen.train.config import TrainConfig
 from avgen.types import Batch, Stream, Velocity
 
@@ -68,13 +68,23 @@ def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: range) -> 
     """
     mix = config.tasks_at(step)
     names = sorted(mix)
-    fits = torch.stack([possible(NAMED[name], batch) for name in names], dim=1)  # (B, tasks)
+    fits = torch.stack([possible(in_training(name, head_s=1.0), batch) for name in names], dim=1)  # (B, tasks)
     weights = torch.tensor([mix[name] for name in names], dtype=torch.float64).expand(fits.shape)
     left = weights * fits.cpu()
     weights = torch.where(left.sum(1, keepdim=True) > 0, left, weights)
     edges = (weights / weights.sum(1, keepdim=True)).cumsum(1)
     picked = torch.searchsorted(edges, uniforms(1, config.seed, "task", step, places)[0][:, None])[:, 0]
-    return [NAMED[names[min(int(i), len(names) - 1)]] for i in picked]
+    return [
+        in_training(names[min(int(i), len(names) - 1)], head_s)
+        for i, head_s in zip(picked, heads_s(config, batch, step, places), strict=True)
+    ]
+
+
+def heads_s(config: TrainConfig, batch: Batch, step: int, places: range) -> list[float]:
+    """How much of each clip `extend` is given: any share, because windows meet where the clip's length wants it."""
+    low, high = HEAD
+    share = low + (high - low) * uniforms(1, config.seed, "head", step, places)[0]
+    return (share * lengths(batch).cpu()).nan_to_num(SLACK).tolist()
 
 
 def drop_captions(batch: Batch, share: float, u: Tensor) -> Batch:

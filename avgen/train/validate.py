@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from avgen.data.stream import Source
 from avgen.flow import FlowConfig, LevelLaw
 from avgen.models.dit import AVTransformer
-from avgen.tasks import NAMED, assign
+from avgen.tasks import assign, shown
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
@@ -54,9 +54,10 @@ def _table(
 
 
 def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> Draw:
-    tasks = [NAMED[task]] * len(places)
+    batch = held_out.batch(list(places))
+    tasks = shown([task] * len(places), batch)
     levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips
-    return corrupt(assign(held_out.batch(list(places)), tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
+    return corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
 
 
 def shared(clips: int, rank: int, ranks: int) -> list[tuple[range, bool]]:

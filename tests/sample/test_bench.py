@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avgen.sample.bench import MEASURES, BenchConfig, seam_ranks
+from avgen.sample.bench import MEASURES, BenchConfig
+from avgen.sample.seams import seam_ranks
 from tests.sample.factory import clip, pipeline
 
 

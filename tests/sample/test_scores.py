@@ -11,57 +11,91 @@ import pytest
 
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.world import render_facts
+from avgen.sample.exam import Exam, alone, crew
+from avgen.sample.judge import Judge, Read, difference, estimate, shows
 from avgen.sample.method import Method
-from avgen.sample.scores import LONG, Bench, estimate, plain, scores, table
+from avgen.sample.scores import answers, plain, scored, scores, table
 from avgen.sample.solvers import SolverConfig
 from tests.sample.factory import pipeline
 
 WORLD = ToyboxConfig(scenes=("single",))
 
 
+def judge_of(world, clips):
+    items = [Toybox(world, "test")[i] for i in range(clips)]
+    twins = [Read.of(render_facts(item.facts, world, 0, i).clip) for i, item in enumerate(items)]
+    return Judge(items, [Read.of(item.clip) for item in items], twins)
+
+
 @pytest.fixture(scope="module")
-def bench():
-    items = [Toybox(WORLD, "test")[i] for i in range(12)]
-    twins = [render_facts(item.facts, WORLD, 0, i).clip for i, item in enumerate(items)]
-    return Bench(items, [item.clip for item in items], twins, seed=0)
+def judge():
+    return judge_of(WORLD, 12)
+
+
+@pytest.fixture(scope="module")
+def varied():
+    """Every type of scene."""
+    return judge_of(ToyboxConfig(), 20)
+
+
+def figures(judge, task, made):
+    return scored(judge, task, made, seed=0)[task]
 
 
 @pytest.mark.parametrize("task", ["i2av", "v2a", "a2v"])
-def test_the_true_clips_reach_the_ceiling_and_stand_above_the_null(bench, task):
-    for name, scored in getattr(bench, task)(bench.real).items():
-        assert scored.of_ceiling == pytest.approx(1), name
-        if scored.null is not None:
-            assert scored.null.value < scored.figure.value, name
+def test_the_true_clips_reach_the_ceiling_and_stand_above_the_null(judge, task):
+    for name, found in figures(judge, task, judge.real).items():
+        assert found.of_ceiling == pytest.approx(1), name
+        if found.null is not None:
+            assert found.null.value < found.figure.value, name
 
 
-def test_text_alone_is_judged_by_the_clip_itself(bench):
+def test_text_alone_is_judged_by_the_clip_itself(judge):
     """Other clips of equal caption are as good as the true ones; with each other's sound they are not."""
-    made = [c for i in range(6) for c in (bench.real[i], bench.twins[i])]
-    found = bench.t2av(made)
+    made = [c for i in range(6) for c in (judge.real[i], judge.twins[i])]
+    found = figures(judge, "t2av", made)
     assert found["sync"].figure.value > 0.9
     assert found["sync"].null.value < 0.8
     assert found["caption kind"].figure.value == 1
     assert found["caption count"].figure.value > 0.8
 
 
-def test_sound_of_other_clips_falls_to_the_null(bench):
-    wrong = [replace(c, audio=t.audio) for c, t in zip(bench.real, bench.twins, strict=True)]
-    onset = bench.v2a(wrong)["onset"]
+def test_sound_of_other_clips_falls_to_the_null(judge):
+    wrong = [c.with_sound_of(t) for c, t in zip(judge.real, judge.twins, strict=True)]
+    onset = figures(judge, "v2a", wrong)["onset"]
     assert onset.figure == onset.null
 
 
-def test_a_drift_between_picture_and_sound_shows_in_the_last_window(bench):
-    clip = bench.real[0]
-    clips = [replace(c, video=np.tile(c.video, (LONG, 1, 1, 1)), audio=np.tile(c.audio, LONG)) for c in bench.real]
-    found = bench.long(clips)
-    assert found["sync, first window"].figure == found["sync, last window"].figure
-    late = [
-        replace(c, audio=np.concatenate([c.audio[:, :32000], np.roll(c.audio[:, 32000:], 6000, 1)], 1)) for c in clips
-    ]
-    drifted = bench.long(late)
-    assert drifted["sync, first window"].figure == found["sync, first window"].figure
-    assert drifted["sync, last window"].figure.value < found["sync, last window"].figure.value - 0.2
-    assert clip.audio.shape[1] == 32000
+def test_a_clip_with_another_sound_reads_as_if_it_had_been_read_whole(judge):
+    one, other = judge.real[0], judge.twins[1]
+    mixed = replace(one.clip, audio=other.clip.audio)
+    assert one.with_sound_of(other).reading == Read.of(mixed).reading
+
+
+def test_a_scene_is_right_with_its_own_actors_and_wrong_with_others(varied):
+    for sense in ("seen", "heard"):
+        own = [shows(read.reading, item.facts, sense) for read, item in zip(varied.real, varied.items, strict=True)]
+        assert np.mean(own) >= 0.9
+    silent = next(i for i, item in enumerate(varied.items) if item.facts.type == "silent")
+    hidden = next(i for i, item in enumerate(varied.items) if item.facts.type == "offscreen")
+    single = next(i for i, item in enumerate(varied.items) if item.facts.type == "single")
+    assert not shows(
+        varied.real[silent].with_sound_of(varied.real[single]).reading, varied.items[silent].facts, "heard"
+    )
+    assert not shows(varied.real[single].reading, varied.items[hidden].facts, "seen")
+    turn = next(i for i, item in enumerate(varied.items) if item.facts.type == "turn")
+    facts = varied.items[turn].facts
+    assert not shows(varied.real[turn].reading, replace(facts, actors=facts.actors[::-1]), "heard")
+
+
+@pytest.mark.parametrize("task", ["t2av", "v2a"])
+def test_scenes_are_counted_apart_and_together_make_the_whole(varied, task):
+    made = [varied.real[i // 2 if task == "t2av" else i] for i in range(len(varied.items))]
+    found = scored(varied, task, made, seed=0)
+    apart = [figures["right"].figure for name, figures in found.items() if name != task and figures]
+    assert sum(f.clips for f in apart) == len(made)
+    whole = found[task]["right"].figure.value
+    assert sum(f.clips * f.value for f in apart) / len(made) == pytest.approx(whole)
 
 
 def test_an_estimate_is_a_ratio_of_sums_and_its_interval_narrows():
@@ -72,11 +106,39 @@ def test_an_estimate_is_a_ratio_of_sums_and_its_interval_narrows():
     assert math.isnan(estimate([(0, 0)]).value)
 
 
+def test_a_difference_is_paired_by_clip():
+    """A gain that every clip shares is certain, however much the clips differ."""
+    rng = np.random.default_rng(0)
+    hard = rng.integers(0, 9, 40)
+    before, after = ([(float(n + gain), 10.0) for n in hard] for gain in (0, 1))
+    found = difference(after, before)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
+    assert estimate(after).low < estimate(before).high
+    shuffled = difference([after[i] for i in rng.permutation(40)], before)
+    assert shuffled.value == pytest.approx(0.1)
+    assert shuffled.high - shuffled.low > 0.02
+    assert difference(before, before).high == 0
+
+
 def test_every_task_is_scored_and_the_figures_are_plain_data():
     pipe = pipeline(height=32, width=32, duration_s=2.0)
     heard = []
-    found = scores(pipe, WORLD, clips=3, method=Method(SolverConfig("euler", 1)), batch=2, advance=heard.append)
+    exam = Exam.of(pipe, WORLD, "test", 0, 3, Method(SolverConfig("euler", 1)))
+    found = scores(exam, alone(pipe), batch=2, advance=heard.append)
     assert set(found) == {"t2av", "i2av", "v2a", "a2v"}
-    assert sum(heard) == 12
+    assert sum(heard) == 3 * 6
     json.loads(json.dumps(plain(found), allow_nan=False))
     assert table(found).row_count == sum(map(len, found.values()))
+
+
+@pytest.mark.slow
+def test_a_crew_makes_and_reads_the_same_clips(tmp_path):
+    pipe = pipeline(height=32, width=32, duration_s=2.0)
+    pipe.save_pretrained(tmp_path)
+    exam = Exam.of(pipe, WORLD, "test", 0, 4, Method(SolverConfig("euler", 1)))
+    with crew(tmp_path, pipe, 2) as reader:
+        theirs = answers(exam, "t2av", reader, 2)
+    ours = answers(exam, "t2av", alone(pipe), 2)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.clip.audio, other.clip.audio, atol=1e-4)
+        assert np.abs(one.clip.video.astype(int) - other.clip.video).max() <= 1

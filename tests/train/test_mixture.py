@@ -11,7 +11,7 @@ from torch import nn
 from avgen.config import ConfigError, build, to_plain
 from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
-from avgen.tasks import NAMED, possible
+from avgen.tasks import NAMED, in_training, lengths, possible
 from avgen.train.config import TaskStage, TrainConfig
 from avgen.train.loop import accumulate, train
 from avgen.train.metrics import gradient_norms
@@ -202,3 +202,38 @@ def test_stages_come_from_plain_data_and_wrong_ones_are_refused():
     ):
         with pytest.raises(ConfigError, match=words):
             build(TrainConfig, plain | {"task_stages": stages})
+
+
+def test_extend_is_given_a_head_whose_length_is_drawn_for_each_clip():
+    """Of both streams, between a tenth and nine tenths of the clip; other tasks are drawn as they were without it."""
+    settings = config("unused", tasks={"extend": 1})
+    clips = batch(("a",) * 50, frames=16, audio_steps=40, level=1.0)
+    length_s = float(lengths(clips)[0])
+    drawn = drawn_tasks(settings, clips, 0, range(50))
+    heads = torch.tensor([task.video.spans_s[0][1] for task in drawn], dtype=torch.float64) / length_s
+    assert all(task.video == task.audio for task in drawn)
+    assert len(set(heads.tolist())) == 50
+    assert float(heads.min()) >= 0.1
+    assert float(heads.max()) <= 0.9
+    assert float(heads.mean()) == pytest.approx(0.5, abs=0.1)
+    corrupted = draw(clips, settings, 0, range(50))
+    for stream in (corrupted.noisy.video, corrupted.noisy.audio):
+        ends = stream.time[..., 1] / length_s
+        assert torch.equal(stream.level == 0, ends <= heads[:, None] + 1e-6)
+        assert torch.equal(stream.weight == 0, stream.level == 0)
+    mixed = config("unused", tasks={"t2av": 1, "v2a": 1})
+    assert {t.name for t in drawn_tasks(mixed, clips, 0, range(50))} == {"t2av", "v2a"}
+
+
+def test_extend_needs_picture_and_sound():
+    mixed = stack_batches(three_clips())
+    assert possible(in_training("extend", 0.1), mixed).tolist() == [False, False, True]
+    drawn = drawn_tasks(config("unused", tasks={"extend": 9, "t2av": 1}), mixed, 0, range(3))
+    assert [t.name for t in drawn[:2]] == ["t2av", "t2av"]
+
+
+def test_a_mix_with_extend_trains_and_is_validated(tmp_path):
+    run = train(config(tmp_path, tasks={"extend": 1, "t2av": 1}, validate_every=6), Clips(), Clips(), quiet())
+    assert run.step == 6
+    held_out = [line for line in read_metrics(tmp_path / METRICS) if "held_out/extend/video" in line]
+    assert held_out

@@ -1,0 +1,239 @@
+"""Clips read by the event reader and held against what they were to show.
+
+Each figure stands beside its ceiling (the real clips through the codecs, read the same way) and its null (the
+generated sound, or picture, exchanged for that of another clip of equal caption). Intervals are 95 % bootstraps over
+clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from avgen.data.toybox import SceneFacts, ToyClip
+from avgen.data.toybox.reader import Reading, Tally, read_events, score, score_caption
+from avgen.types import Clip
+
+RESAMPLES = 1000
+Counts = Sequence[tuple[float, float]]  # per clip: what is divided by what, once summed
+Sense = Literal["seen", "heard"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A ratio of sums over clips, with its 95 % interval; nan where there was nothing to count."""
+
+    value: float
+    low: float
+    high: float
+    clips: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A figure between its null and its ceiling."""
+
+    figure: Estimate
+    ceiling: Estimate
+    null: Estimate | None  # None where exchanging sounds or pictures would not change it
+
+    @property
+    def of_ceiling(self) -> float:
+        return self.figure.value / self.ceiling.value if self.ceiling.value else math.nan
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a figure is counted from, clip by clip."""
+
+    made: Counts
+    real: Counts
+    null: Counts | None = None
+
+    def scored(self, seed: int) -> Scored:
+        null = None if self.null is None else estimate(self.null, seed)
+        return Scored(estimate(self.made, seed), estimate(self.real, seed), null)
+
+
+def estimate(counts: Counts, seed: int = 0) -> Estimate:
+    """sum(tops) / sum(bottoms), bootstrapped over clips."""
+    return _bootstrapped([counts], seed, lambda ratios: ratios[0])
+
+
+def difference(one: Counts, other: Counts, seed: int = 0) -> Estimate:
+    """The first ratio less the second. Clips are drawn in pairs: what both find hard cancels out."""
+    assert len(one) == len(other)
+    return _bootstrapped([one, other], seed, lambda ratios: ratios[0] - ratios[1])
+
+
+def _bootstrapped(counts: Sequence[Counts], seed: int, of: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    table = np.array(counts, float).reshape(len(counts), -1, 2)  # (ratios, clips, 2)
+    clips = table.shape[1]
+    if not clips or (table[..., 1].sum(1) == 0).any():
+        return Estimate(math.nan, math.nan, math.nan, clips)
+    drawn = np.random.default_rng(seed).integers(clips, size=(RESAMPLES, clips))
+    tops, bottoms = np.moveaxis(table[:, drawn].sum(2), -1, 0)  # (ratios, resamples)
+    filled = (bottoms > 0).all(0)
+    low, high = np.percentile(of(tops[:, filled] / bottoms[:, filled]), (2.5, 97.5))
+    top, bottom = np.moveaxis(table.sum(1), -1, 0)
+    return Estimate(float(of(top / bottom)), float(low), float(high), clips)
+
+
+def f1(tally: Tally) -> tuple[float, float]:
+    return 2 * tally.matched, tally.found + tally.true
+
+
+@dataclass(frozen=True)
+class Read:
+    """A clip and what is seen and heard in it."""
+
+    clip: Clip
+    reading: Reading
+
+    @classmethod
+    def of(cls, clip: Clip) -> Read:
+        return cls(clip, read_events(clip))
+
+    def with_sound_of(self, other: Read) -> Read:
+        """As if one clip of this picture and that sound had been read: the reader's eye and ear know nothing of each
+        other."""
+        return Read(replace(self.clip, audio=other.clip.audio), replace(self.reading, heard=other.reading.heard))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Made clips compared with what they were to show, one method a task."""
+
+    items: Sequence[ToyClip]
+    real: Sequence[Read]  # the items through the codecs
+    twins: Sequence[Read]  # other clips of equal caption, likewise
+
+    def figures(self, task: str, made: Sequence[Read]) -> dict[str, Counted]:
+        found: dict[str, Counted] = getattr(self, task)(made)
+        return found
+
+    def of_scene(self, scene: str, task: str, made: Sequence[Read]) -> tuple[Judge, Sequence[Read]]:
+        """The items of one type of scene, and the clips that were made for them."""
+        each = 2 if task == "t2av" else 1
+        used = self.items[: -(-len(made) // each)]
+        places = [i for i, item in enumerate(used) if item.facts.type == scene]
+        part = Judge(*([clips[i] for i in places] for clips in (self.items, self.real, self.twins)))  # type: ignore[arg-type]
+        return part, [clip for i in places for clip in made[each * i : each * (i + 1)]]
+
+    def t2av(self, made: Sequence[Read]) -> dict[str, Counted]:
+        """When things happen is free: picture and sound are held against each other, and against the caption.
+
+        Clips 2 i and 2 i + 1 were made of the caption of item i, so that their sounds can be exchanged.
+        """
+        chosen = [self.items[i // 2] for i in range(len(made))]
+        other = [made[i ^ 1] if (i ^ 1) < len(made) else made[i - 1] for i in range(len(made))]
+        return {
+            "sync": self.agreement(made, other),
+            **self.caption(made, chosen),
+            "right": self.right(made, chosen, ("seen", "heard")),
+        }
+
+    def i2av(self, made: Sequence[Read]) -> dict[str, Counted]:
+        ours, best = (self.first_frames(clips) for clips in (made, self.real))
+        return {
+            **{name: Counted(ours[name], best[name]) for name in ours},
+            "sync": self.agreement(made, self.twins),
+            **self.caption(made, self.items),
+            "right": self.right(made, self.items, ("seen", "heard")),
+        }
+
+    def v2a(self, made: Sequence[Read]) -> dict[str, Counted]:
+        swapped = [clip.with_sound_of(twin) for clip, twin in zip(made, self.twins, strict=True)]
+        return {**self.against_truth(made, swapped, "heard"), "right": self.right(made, self.items, ("heard",))}
+
+    def a2v(self, made: Sequence[Read]) -> dict[str, Counted]:
+        swapped = [twin.with_sound_of(clip) for clip, twin in zip(made, self.twins, strict=True)]
+        return {
+            **self.against_truth(made, swapped, "seen"),
+            **self.caption(made, self.items),
+            "right": self.right(made, self.items, ("seen",)),
+        }
+
+    def first_frames(self, clips: Sequence[Read]) -> dict[str, Counts]:
+        psnr: list[float] = []
+        for read, item in zip(clips, self.items, strict=True):
+            assert read.clip.video is not None
+            assert item.clip.video is not None
+            psnr.append(psnr_db(read.clip.video[0], item.clip.video[0]))
+        return {
+            "first frame, dB": [(value, 1.0) for value in psnr],
+            "first frame >= 30 dB": [(float(value >= 30), 1.0) for value in psnr],
+        }
+
+    def agreement(self, made: Sequence[Read], others: Sequence[Read]) -> Counted:
+        """Event-sync F1: events seen and heard within a frame of each other, of one kind and colour."""
+
+        def counts(clips: Sequence[Read]) -> Counts:
+            return [f1(clip.reading.agreement()) for clip in clips]
+
+        swapped = [clip.with_sound_of(other) for clip, other in zip(made, others, strict=True)]
+        return Counted(counts(made), counts(self.real), counts(swapped))
+
+    def against_truth(self, made: Sequence[Read], swapped: Sequence[Read], sense: Sense) -> dict[str, Counted]:
+        """F1 against the events that truly happen in what was given."""
+
+        def counts(clips: Sequence[Read], what: str) -> Counts:
+            pairs = zip(clips, self.items, strict=True)
+            return [f1(getattr(score(read.reading, item.events), what)) for read, item in pairs]
+
+        wanted = {"onset": sense, "sync": "sync"}
+        return {
+            name: Counted(counts(made, what), counts(self.real, what), counts(swapped, what))
+            for name, what in wanted.items()
+        }
+
+    def caption(self, made: Sequence[Read], chosen: Sequence[ToyClip]) -> dict[str, Counted]:
+        """Shares of the captions' actors shown with the right ..."""
+
+        def counts(clips: Sequence[Read], items: Sequence[ToyClip]) -> dict[str, Counts]:
+            told = [score_caption(read.reading, item.facts) for read, item in zip(clips, items, strict=True)]
+            return {n: [(getattr(t, n), t.actors) for t in told] for n in ("kind", "colour", "count")}
+
+        ours, best = counts(made, chosen), counts(self.real, self.items)
+        return {f"caption {n}": Counted(ours[n], best[n]) for n in ours}
+
+    def right(self, made: Sequence[Read], chosen: Sequence[ToyClip], senses: Sequence[Sense]) -> Counted:
+        """Share of clips in which exactly the caption's actors are seen, and heard."""
+
+        def counts(clips: Sequence[Read], items: Sequence[ToyClip]) -> Counts:
+            pairs = zip(clips, items, strict=True)
+            return [(float(all(shows(read.reading, item.facts, s) for s in senses)), 1.0) for read, item in pairs]
+
+        return Counted(counts(made, chosen), counts(self.real, self.items))
+
+
+def shows(reading: Reading, facts: SceneFacts, sense: Sense) -> bool:
+    """Whether the actors that are to be seen (heard) are, by kind and colour, and none besides; in turn if so said.
+
+    So what is to be silent must be, and what is off-screen must not be seen.
+    """
+    if sense == "seen":
+        wanted = [(a.kind, a.colour) for a in facts.actors if a.visible]
+        found = Counter((a.kind, a.colour) for a in reading.actors)
+        instants = [(e.instant_s, (e.kind, e.colour)) for e in reading.seen]
+    else:
+        wanted = [(a.kind, a.colour) for a in facts.actors if a.audible]
+        found = Counter({(e.kind, e.colour) for e in reading.heard})
+        instants = [(e.instant_s, (e.kind, e.colour)) for e in reading.heard]
+    if found != Counter(wanted):
+        return False
+    if facts.type != "turn" or len(wanted) < 2:
+        return True
+    first, second = ([time for time, source in instants if source == actor] for actor in wanted)
+    return bool(first) and bool(second) and max(first) < min(second)
+
+
+def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
+    """At most 60, so that an exact copy can be averaged."""
+    error = np.square(one.astype(np.float64) - other).mean()
+    return float(min(60.0, 10 * np.log10(255**2 / max(error, 1e-9))))

@@ -1,0 +1,86 @@
+"""Long clips: a drift and a seam are found where there is one, and not where there is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.sample.long_report import LongConfig, lines, long_clips, plain, report
+from avgen.sample.seams import seam_ranks, spliced
+from avgen.sample.solvers import SolverConfig
+from tests.sample.factory import pipeline
+
+TIMES = 4
+LONG = ToyboxConfig(scenes=("single",), duration_s=2.0 * TIMES)
+
+
+@pytest.fixture(scope="module")
+def real():
+    return [Toybox(LONG, "test")[i].clip for i in range(8)]
+
+
+def test_real_clips_neither_drift_nor_show_seams_and_hard_cuts_show(real):
+    found = report(real, real, 2.0, seed=0)
+    assert len(found.windows) == TIMES
+    assert min(e.value for e in found.windows) > 0.9
+    assert found.windows[0].value == pytest.approx(found.ceiling.value, abs=0.1)
+    assert found.steady
+    for stream in ("sound", "picture"):
+        assert found.seams[stream].low < 0.6
+        assert found.hard[stream].low > found.seams[stream].high
+    assert found.hard["sound"].value > 0.75
+
+
+def test_a_sound_that_runs_late_shows_in_the_last_window(real):
+    late = [
+        replace(c, audio=np.concatenate([c.audio[:, :48000], np.roll(c.audio[:, 48000:], 4800, axis=1)], 1))
+        for c in real
+    ]
+    found = report(late, real, 2.0, seed=0)
+    assert found.windows[0].value > 0.9
+    assert found.windows[-1].value < 0.5
+    assert found.drift.high < 0
+    assert not found.steady
+
+
+def test_clicks_at_the_seams_are_told_from_the_clip_itself(real):
+    """What `report` calls a seam is where windows of 2 s meet."""
+    clicked = []
+    for clip in real:
+        audio = clip.audio.copy()
+        for cut in (2.0, 3.5, 5.0, 6.5):
+            audio[:, round(cut * 16000)] += 0.3
+        clicked.append(replace(clip, audio=audio))
+    found = report(clicked, real, 2.0, seed=0)
+    assert found.loud["sound"].low > 0.5
+    assert found.loud["picture"].value < 0.2
+
+
+def test_a_splice_keeps_the_length_and_takes_turns(real):
+    one, other = real[:2]
+    mixed = spliced([one, other], [3.0, 5.0])
+    assert mixed.video.shape == one.video.shape
+    assert mixed.audio.shape == one.audio.shape
+    assert np.array_equal(mixed.video[24:40], other.video[24:40])
+    assert np.array_equal(mixed.audio[:, 80000:], one.audio[:, 80000:])
+
+
+def test_where_everything_is_alike_nothing_is_told():
+    still = Toybox(LONG, "test")[0].clip
+    still = replace(still, video=np.zeros_like(still.video), audio=np.zeros_like(still.audio))
+    ranks = seam_ranks(still, [2.0, 3.5])
+    assert ranks["picture"].tolist() == ranks["sound"].tolist() == [0.5, 0.5]
+
+
+def test_the_report_of_made_clips_is_plain_data():
+    pipe = pipeline(height=32, width=32, duration_s=2.0)
+    config = LongConfig(clips=2, times=2, batch=2, solver=SolverConfig("euler", 1))
+    clips = long_clips(pipe, replace(pipe.trained_form, duration_s=4.0), config)
+    assert [c.video_duration_s for c in clips] == [4.0, 4.0]
+    found = report(clips, clips, 2.0, seed=0)
+    json.loads(json.dumps(plain(found), allow_nan=False))
+    assert all(what and value for what, value in lines(found))
