@@ -14,7 +14,7 @@ EXAMPLES = (
     "avgen eval compare runs/eval_a runs/eval_b",
 )
 # `avgen eval WORD ...`: each a module with main(argv) -> int
-SUBCOMMANDS = {"compare": "eval.compare"}
+SUBCOMMANDS = {"compare": "eval.compare", "report": "eval.report", "selftest": "eval.selftest"}
 
 
 def main(argv: list[str] | None = None) -> int:
