@@ -37,6 +37,7 @@ VERBS: tuple[Verb, ...] = (
         "sample",
         "avgen.sample.config:SampleConfig",
     ),
+    Verb("app", "avgen.sample.app", "make clips on a page in the browser", "app", "avgen.sample.app:AppConfig"),
     Verb("eval", "eval.__main__", "score clips with error bars, compare two runs", "eval", "eval.config:EvalConfig"),
     Verb("curves", "avgen.train.curves", "draw the loss curves of a training run"),
     Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),

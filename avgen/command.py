@@ -52,18 +52,25 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # keeps the interpreter's last flush quiet
         return 0
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        if os.environ.get("AVGEN_TRACEBACK") or not _ours(error):
+        said = users_error(error)
+        if os.environ.get("AVGEN_TRACEBACK") or said is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return USER_ERROR
 
 
-def _ours(error: BaseException) -> bool:
-    """Whether this package refused something, rather than a library that was called wrongly."""
+def users_error(error: BaseException) -> str | None:
+    """One line for whoever can mend it, if this package refused something; None if a library was called wrongly."""
     if isinstance(error, OSError):
-        return error.filename is not None
-    frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").split(".")[0] in ("avgen", "eval", "__main__")
+        ours = error.filename is not None
+    else:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        ours = bool(frames) and frames[-1][0].f_globals.get("__name__", "").split(".")[0] in (
+            "avgen",
+            "eval",
+            "__main__",
+        )
+    return " ".join(str(error).split()) if ours else None
 
 
 def configure(

@@ -1,0 +1,100 @@
+"""One model making one clip at a time for whoever asks, into one folder: what stands behind `avgen app`.
+
+The folder is one of `avgen sample`: clips and manifest.jsonl, besides each clip's contact sheet, its own line and the
+files people gave. The same request is not made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from avgen.data.contact_sheet import contact_sheet
+from avgen.sample.config import SampleConfig
+from avgen.sample.jobs import Job, finish, jobs_of, read_manifest, requests_of
+from avgen.sample.pipeline import AVPipeline
+
+FILE_KINDS = ("image", "video", "audio")
+SHEET_WIDTH = 720  # as wide as a column of the page, so that its small print can be read
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip on disk and what is shown beside it."""
+
+    clip: Path
+    sheet: Path  # frames over the waveform
+    line: Path  # its line of the manifest, alone
+    notes: tuple[str, ...]  # what became of the files given
+    seconds: float  # that it took to make
+
+    @property
+    def has_picture(self) -> bool:
+        return self.clip.suffix == ".mp4"
+
+
+class Studio:
+    def __init__(self, pipeline: AVPipeline, out: Path, longest_s: float) -> None:
+        self.pipeline, self.out, self.longest_s = pipeline, out, longest_s
+        self.lock = threading.Lock()  # a model on one device serves one clip after the other
+        out.mkdir(parents=True, exist_ok=True)
+
+    def make(self, config: SampleConfig, after_step: Callable[[int, int], None] = lambda done, of: None) -> Shown:
+        """The one clip that the config asks for."""
+        (request,) = requests_of(config)
+        given = {name: self.keep(path) for name in FILE_KINDS if (path := getattr(request, name)) is not None}
+        (job,) = jobs_of(config, self.pipeline, [replace(request, **given)])
+        if job.form.duration_s > self.longest_s:
+            raise ValueError(
+                f"duration_s={job.form.duration_s:g} is more than the {self.longest_s:g} s this page makes;"
+                " ask for less, or start it with a higher longest_s"
+            )
+        job = replace(job, name=f"{config.task}_{job.key}")
+        with self.lock:
+            return self.shown(self.done(job) or self.made(config, job, after_step))
+
+    def keep(self, path: Path) -> Path:
+        """A copy that outlives the browser's upload, under a name that tells contents apart."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        kept = self.out / "given" / f"{digest}_{path.name}"
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            partial = kept.with_name(f".{kept.name}.{threading.get_ident()}.part")
+            shutil.copyfile(path, partial)
+            partial.replace(kept)
+        return kept
+
+    def done(self, job: Job) -> dict[str, Any] | None:
+        """The line of the clip, if it was made before and is still there."""
+        for line in read_manifest(self.out):
+            files = (self.out / line["file"], self.sheet(line["name"]), self.line(line["name"]))
+            if line["name"] == job.name and all(file.is_file() for file in files):
+                return line
+        return None
+
+    def made(self, config: SampleConfig, job: Job, after_step: Callable[[int, int], None]) -> dict[str, Any]:
+        began = time.perf_counter()
+        made = self.pipeline.make([job.request], config.task, job.form, config.method, after_step)[0]
+        contact_sheet([made.clip], width=SHEET_WIDTH, most_frames=12, wave_height=96).save(self.sheet(job.name))
+        line = finish(self.out, job, made, time.perf_counter() - began)
+        self.line(job.name).write_text(json.dumps(line) + "\n", encoding="utf-8")
+        return line
+
+    def shown(self, line: dict[str, Any]) -> Shown:
+        name = line["name"]
+        notes = tuple(line["notes"])
+        return Shown(self.out / line["file"], self.sheet(name), self.line(name), notes, line["seconds"])
+
+    def sheet(self, name: str) -> Path:
+        return self.out / f"{name}.png"
+
+    def line(self, name: str) -> Path:
+        return self.out / f"{name}.jsonl"
