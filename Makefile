@@ -37,7 +37,7 @@ env: $(INSTALLED)
 # Installed again when either file changed. UV_TORCH_BACKEND=cpu makes the download much smaller without a GPU.
 $(INSTALLED): pyproject.toml constraints.txt $(BIN)/python
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q -c constraints.txt uv
-	VIRTUAL_ENV=.venv $(BIN)/python -m uv pip install -e ".[data,eval,dev]" -c constraints.txt -b constraints.txt
+	VIRTUAL_ENV=.venv $(BIN)/python -m uv pip install -e ".[data,demo,eval,dev]" -c constraints.txt -b constraints.txt
 	@touch $@
 
 $(BIN)/python:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +68,7 @@ def serve(studio: Studio, config: AppConfig) -> gr.Blocks:
 def build(studio: Studio, config: AppConfig) -> gr.Blocks:
     form = studio.pipeline.trained_form
     trained = f"{form.width} x {form.height} pixels, {form.fps:g} frames a second, {form.duration_s:g} s"
+    weight = config.guidance.video.text
     with gr.Blocks(title="avgen", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(f"# avgen\n`{config.model}` was trained on clips of {trained}.")
         with gr.Row():
@@ -103,8 +103,8 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                 }
                 with gr.Group(visible=False) as hole:
                     with gr.Row():
-                        hole_from = gr.Textbox(label="Anew from (s)", placeholder="its start", min_width=140)
-                        hole_to = gr.Textbox(label="to (s)", placeholder="its end", min_width=140)
+                        hole_from = gr.Textbox(label="Anew from (s)", placeholder="0", min_width=140)
+                        hole_to = gr.Textbox(label="to (s)", placeholder="all of it", min_width=140)
                     remake = gr.Radio(["both", "video", "audio"], value="both", label="Which part of it")
                 with gr.Row():
                     # a number field would show 0 where nothing is asked for
@@ -116,8 +116,14 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                     )
                     seed = gr.Number(label="Seed", value=0, precision=0, min_width=140, elem_id="seed")
                 with gr.Accordion("Steps and guidance", open=False):
-                    steps = gr.Slider(1, 100, config.solver.steps, step=1, label=f"Steps ({config.solver.kind})")
-                    text = gr.Slider(1, 8, config.guidance.video.text, step=0.1, label="Weight of the text (1: off)")
+                    steps = gr.Slider(
+                        1,
+                        max(100, config.solver.steps),
+                        config.solver.steps,
+                        step=1,
+                        label=f"Steps ({config.solver.kind})",
+                    )
+                    text = gr.Slider(1, max(8, weight), weight, step=0.1, label="Weight of the text (1: off)")
                 button = gr.Button("Make", variant="primary", elem_id="make")
             with gr.Column(min_width=320):
                 clip = gr.Video(label="Clip", interactive=False, loop=True, height=360, buttons=[], elem_id="clip")
@@ -161,12 +167,12 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
         ) -> list[Any]:
             needed, useful = FILES[name]
             files = {"image": image, "video": video, "audio": audio}
-            taken = {k: Path(v) for k, v in files.items() if v is not None and k in needed | useful}
+            taken: dict[str, Any] = {k: Path(v) for k, v in files.items() if v is not None and k in needed | useful}
             progress(0, desc="reading")
 
             def asked() -> Shown:
-                for kind in sorted(needed - set(taken)):
-                    raise ValueError(f"{TASKS[name]} needs {WANTED[kind]}: give one")
+                if missing := sorted(needed - set(taken)):
+                    raise ValueError(f"{TASKS[name]} needs {' and '.join(WANTED[kind] for kind in missing)}")
                 guidance = config.guidance
                 guidance = replace(
                     guidance, video=replace(guidance.video, text=weight), audio=replace(guidance.audio, text=weight)
@@ -206,7 +212,9 @@ def edit_of(task: str, begin: str, end: str, which: str) -> Edit:
     first, last = seconds("Anew from", begin), seconds("to", end)
     if first is None and last is None:
         return Edit(remake=which)
-    return Edit(remake=which, hole_s=(first or 0.0, math.inf if last is None else last))
+    if first is None or last is None:
+        raise ValueError("give both ends of the part to make anew, or neither for all of the clip")
+    return Edit(remake=which, hole_s=(first, last))
 
 
 def seconds(field: str, words: str) -> float | None:

@@ -49,7 +49,9 @@ class Studio:
     def make(self, config: SampleConfig, after_step: Callable[[int, int], None] = lambda done, of: None) -> Shown:
         """The one clip that the config asks for."""
         (request,) = requests_of(config)
-        given = {name: self.keep(path) for name in FILE_KINDS if (path := getattr(request, name)) is not None}
+        given: dict[str, Any] = {
+            name: self.keep(path) for name in FILE_KINDS if (path := getattr(request, name)) is not None
+        }
         (job,) = jobs_of(config, self.pipeline, [replace(request, **given)])
         if job.form.duration_s > self.longest_s:
             raise ValueError(
