@@ -29,7 +29,7 @@ def local_maxima(flow: Sequence[float] | np.ndarray, fps: float) -> list[float]:
 
 
 def flow_of(picture: Picture) -> list[float]:
-    """Mean length of Farneback's flow from each frame to the next."""
+    """Mean length of Farneback's flow into each frame from the one before; the first frame borrows the second's."""
     import cv2
 
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in picture.frames]
@@ -37,7 +37,7 @@ def flow_of(picture: Picture) -> list[float]:
     for before, after in pairwise(grey):
         flow = cv2.calcOpticalFlowFarneback(before, after, None, *FARNEBACK)
         found.append(float(np.linalg.norm(flow, axis=-1).mean()))
-    return found
+    return [*found[:1], *found]
 
 
 def onsets_of(sound: Sound) -> list[float]:

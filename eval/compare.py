@@ -1,0 +1,180 @@
+"""`avgen eval compare A B`: is B better than A, prompt by prompt, and could that be chance?
+
+Both are folders that `avgen eval` wrote, of one suite. Only metrics with a better direction are judged, only where
+both definitions have the same hash, and only on prompts with a value in both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from avgen import command
+from eval import statistics
+from eval.run import RESULTS, SUMMARY
+from eval.show import number
+
+EXAMPLES = (
+    "avgen eval compare runs/eval_step500 runs/eval_step1500",
+    "avgen eval compare runs/eval_a runs/eval_b 'metrics=[toybox,sync.correlation]' out=runs/a_b.json",
+)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Two evaluations of one suite."""
+
+    baseline: Path  # folder of results.jsonl and summary.json; the first word of the command
+    candidate: Path  # likewise; the second word
+    metrics: tuple[str, ...] = ()  # groups or names to compare; none: all that both have. Fewer are tested more sharply
+    out: Path | None = None  # file for the figures as JSON
+    resamples: int = 2000  # of the bootstrap
+    seed: int = 0  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidate minus baseline by metric, and what could not be compared."""
+
+    baseline: str
+    candidate: str
+    differences: dict[str, statistics.Difference]
+    means: dict[str, tuple[float, float]]  # of the prompts that both have: baseline, candidate
+    left_out: dict[str, str]  # metric -> why
+
+
+def compare(config: CompareConfig) -> Comparison:
+    (old, old_lines), (new, new_lines) = (read(folder) for folder in (config.baseline, config.candidate))
+    if old["suite"]["digest"] != new["suite"]["digest"]:
+        raise ValueError(
+            f"baseline={config.baseline} scored suite {old['suite']['name']} ({old['suite']['digest']}) and"
+            f" candidate={config.candidate} {new['suite']['name']} ({new['suite']['digest']}): compare one suite's"
+        )
+    names, left_out = comparable(old["metrics"], new["metrics"], config.metrics)
+    directions = {name: old["metrics"][name]["definition"]["direction"] for name in names}
+    a = {name: values(old_lines, name, directions[name]) for name in names}
+    b = {name: values(new_lines, name, directions[name]) for name in names}
+    for name in list(names):
+        shared = a[name].keys() & b[name].keys()
+        if len(shared) < 2:
+            left_out[name] = f"{len(shared)} prompts have a value in both"
+            names.remove(name)
+    found = statistics.compare_all(
+        {name: b[name] for name in names},
+        {name: a[name] for name in names},
+        {name: directions[name] == "higher" for name in names},
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    means = {name: (mean_of(a[name], b[name]), mean_of(b[name], a[name])) for name in names}
+    return Comparison(str(config.baseline), str(config.candidate), found, means, left_out)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    for name in (SUMMARY, RESULTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name}: give a folder that avgen eval wrote (out=)")
+    lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines()
+    return json.loads((folder / SUMMARY).read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+
+
+def comparable(
+    old: Mapping[str, Any], new: Mapping[str, Any], wanted: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Metrics that can be judged, and why the others cannot."""
+    unknown = [w for w in wanted if not any(w in (name, name.split(".")[0]) for name in old)]
+    if unknown:
+        raise ValueError(f"metrics={unknown[0]!r}: the baseline has no such metric or group")
+    names: list[str] = []
+    left_out: dict[str, str] = {}
+    for name in old:
+        if wanted and not {name, name.split(".")[0]} & set(wanted):
+            continue
+        if name not in new:
+            left_out[name] = "the candidate was not scored by it"
+        elif old[name]["definition"]["hash"] != new[name]["definition"]["hash"]:
+            left_out[name] = "defined otherwise in the two: score one of them again"
+        elif old[name]["definition"]["direction"] != "none":
+            names.append(name)
+    return names, left_out
+
+
+def values(lines: Sequence[Mapping[str, Any]], name: str, direction: str) -> dict[str, list[float]]:
+    """By prompt; of what should be zero its size, so that errors of opposite sign do not make up for each other."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        result = line["results"][name]
+        if result["status"] == "ok":
+            value = abs(result["value"]) if direction == "zero" else result["value"]
+            found.setdefault(line["prompt"], []).append(value)
+    return found
+
+
+def mean_of(mine: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
+    """Over the prompts that both have."""
+    shared = [sum(v) / len(v) for name, v in mine.items() if name in other]
+    return sum(shared) / len(shared)
+
+
+def table(found: Comparison) -> Any:
+    from rich.table import Table
+
+    title = f"{found.candidate} minus {found.baseline}; p by sign flips over prompts, Holm-corrected"
+    shown = Table(title=title, title_justify="left")
+    for column in ("metric", "baseline", "candidate", "difference", "95 %", "prompts", "p", "d", "verdict"):
+        shown.add_column(column, justify="left" if column in ("metric", "verdict") else "right", overflow="fold")
+    colours = {"better": "green", "worse": "red", "indistinguishable": "dim"}
+    for name, d in found.differences.items():
+        before, after = found.means[name]
+        shown.add_row(
+            name,
+            number(before),
+            number(after),
+            f"{d.value:+.4g}",
+            f"{d.low:+.3g} .. {d.high:+.3g}",
+            str(d.prompts),
+            f"{d.p_holm:.3g}",
+            f"{d.effect:+.2f}",
+            f"[{colours[d.verdict]}]{d.verdict}[/]",
+        )
+    return shown
+
+
+def plain(found: Comparison) -> dict[str, Any]:
+    import math
+
+    said = asdict(found)
+    for difference in said["differences"].values():
+        for key, value in difference.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                difference[key] = None
+    return said
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    for place, name in enumerate(("baseline", "candidate")):
+        if len(words) > place and "=" not in words[place] and not words[place].startswith("-"):
+            words[place] = f"{name}={words[place]}"
+    config = command.configure(
+        CompareConfig, None, words, "is the candidate better than the baseline?", EXAMPLES, "eval compare"
+    )
+    from rich.console import Console
+
+    console = Console()
+    found = compare(config)
+    console.print(table(found))
+    for name, reason in found.left_out.items():
+        console.print(f"{name} left out: {reason}", highlight=False, markup=False)
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main))
