@@ -15,7 +15,9 @@ class CodecFiles:
     vocoder: str | None = None  # subfolder of the vocoder in it; null: where the codec's class has one
     revision: str | None = None  # of the hub's repository; null: its newest
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights and the work
+    patch: int = 1  # latent cells per token side, as the model reads pictures
     tile_px: int | None = None  # side of the squares that pictures are worked on in; null: whole pictures
+    piece_steps: int | None = None  # latent steps of long clips that are worked on at once; null: all
 
 
 @dataclass(frozen=True)

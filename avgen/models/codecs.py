@@ -29,9 +29,27 @@ class Posterior:
         return self.mean + self.std * noise
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far, in frames or samples, one end of a codec sees past the interval of a latent, at most."""
+
+    before: int
+    after: int
+
+
 @runtime_checkable
 class VideoCodec(Protocol):
     geometry: VideoGeometry
+
+    @property
+    def encode_reach(self) -> Reach | None:
+        """Frames past its interval that a latent depends on; None = the whole clip."""
+        ...
+
+    @property
+    def decode_reach(self) -> Reach | None:
+        """Frames past its interval that a latent has a part in; None = the whole clip."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -50,6 +68,16 @@ class VideoCodec(Protocol):
 @runtime_checkable
 class AudioCodec(Protocol):
     geometry: AudioGeometry
+
+    @property
+    def encode_reach(self) -> Reach | None:
+        """Samples past its interval that a latent depends on; None = the whole clip."""
+        ...
+
+    @property
+    def decode_reach(self) -> Reach | None:
+        """Samples past its interval that a latent has a part in; None = the whole clip."""
+        ...
 
     @property
     def fingerprint(self) -> str:

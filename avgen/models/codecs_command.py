@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from avgen import command
 from avgen.models.codec_files import CodecConfig
+
+if TYPE_CHECKING:
+    from avgen.models.codecs import AudioCodec, VideoCodec
 
 ABOUT = "look at a pair of codecs: what their latents mean"
 
@@ -52,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def sight(codec: object, unit: float, name: str) -> str:
+def sight(codec: VideoCodec | AudioCodec, unit: float, name: str) -> str:
     """How far a latent sees past its own interval."""
-    reach = getattr(codec, "encode_reach", None)
+    reach = codec.encode_reach
     return "the whole clip" if reach is None else f"{reach.before * unit:.0f} / {reach.after * unit:.0f} {name}"
 
 

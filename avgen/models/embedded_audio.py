@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avgen.models.codecs import Posterior
+from avgen.models.codecs import Posterior, Reach
 from avgen.models.embedded import Components, EmbeddedCodec, Refiner, fit_decoder
 from avgen.types import AudioGeometry, TimeGrid
 
@@ -76,6 +76,14 @@ class SpectralAudioCodec(EmbeddedCodec):
         """Unfitted, with frames of 40 ms every 10 ms and tokens of 50 ms, or the nearest the rate allows."""
         hop = max(4 * round(sample_rate_hz / 400), 4)
         return cls(channels, sample_rate_hz, audio_channels, hop=hop, window=4 * hop)
+
+    @property
+    def encode_reach(self) -> Reach:
+        return Reach(self.reach_samples, self.reach_samples)
+
+    @property
+    def decode_reach(self) -> None:
+        """Phase runs on from token to token."""
 
     def encode(self, wave: Tensor) -> Posterior:
         """(B, A, S) float32 -> (B, C, N); a last token that S does not fill is filled with silence."""

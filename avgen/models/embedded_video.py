@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avgen.models.codecs import Posterior
+from avgen.models.codecs import Posterior, Reach
 from avgen.models.embedded import Components, EmbeddedCodec, Refiner, fit_decoder
 from avgen.types import TimeGrid, VideoGeometry
 
@@ -28,6 +28,14 @@ class PatchVideoCodec(EmbeddedCodec):
         features = time_stride * space_stride**2 * 3
         self.components = Components(features, channels)
         self.refine = Refiner(nn.Conv3d, channels, hidden, features, reach=1, pad=True)
+
+    @property
+    def encode_reach(self) -> Reach:
+        return Reach(0, 0)
+
+    @property
+    def decode_reach(self) -> Reach:
+        return Reach(self.geometry.time.stride, self.geometry.time.stride)
 
     def encode(self, frames: Tensor) -> Posterior:
         """(B, T, H, W, 3) uint8 -> (B, C, T', H/s, W/s).

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ class TransformersText:
             )
         if tokenizer_subfolder is None:
             tokenizer_subfolder = "tokenizer" if subfolder else ""
-        tokenizer = AutoTokenizer.from_pretrained(path, subfolder=tokenizer_subfolder)
+        tokenizer = tokenizer_in(path, tokenizer_subfolder)
         body = model.get_submodule(family.body)
         return cls(body.to(device), tokenizer, max_length, layers, fixed_length)
 
@@ -184,6 +185,19 @@ class TransformersText:
         if not -count - 1 <= layer <= count:
             raise ValueError(f"layers={layer}: hidden states go from 0 (embeddings) to {count}, or back from -1")
         return layer % (count + 1)
+
+
+def tokenizer_in(path: str | Path, subfolder: str) -> Any:
+    """As tokenizer.json says; where there is only a sentencepiece model, transformers reads it by that library."""
+    try:
+        return AutoTokenizer.from_pretrained(path, subfolder=subfolder)
+    except (ImportError, ValueError) as refused:
+        if find_spec("sentencepiece") is not None:
+            raise
+        raise ValueError(
+            f"the tokenizer in {Path(path) / subfolder} cannot be read; if it is a sentencepiece model alone, that "
+            "library is missing: pip install 'avgen[text]'"
+        ) from refused
 
 
 def unit_rms(x: Tensor) -> Tensor:

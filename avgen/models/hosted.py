@@ -25,13 +25,7 @@ from avgen.models.codecs import Posterior
 from avgen.models.identity import fingerprint_of
 from avgen.types import TimeGrid
 
-
-@dataclass(frozen=True)
-class Reach:
-    """How far, in frames or samples, one end of a codec sees past the interval of a latent, at most."""
-
-    before: int
-    after: int
+OPENED = "avgen.json"  # beside a saved codec's weights: how it was opened
 
 
 @dataclass(frozen=True)
@@ -98,17 +92,47 @@ class HostedCodec(ModelMixin):
         return fingerprint_of(f"{type(self).__name__} {settings}", self.state_dict())
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """A folder as diffusers would write it, which opens again."""
+        """A folder as diffusers would write it, and beside it how it was opened."""
         self.network.save_pretrained(folder, **options)
+        opened = {"dtype": str(self.dtype).removeprefix("torch."), "patch": self.patch}
+        (Path(folder) / OPENED).write_text(json.dumps(opened))
+
+    @property
+    def patch(self) -> int:
+        """Latent cells per token side."""
+        return 1
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype | None = None, **_: Any) -> Self:
+    def from_pretrained(cls, folder: str | Path, **_: Any) -> Self:
+        """What save_pretrained wrote; pipelines load their parts by this."""
         from avgen.models.opening import open_folder
 
-        codec = open_folder(folder, dtype=torch_dtype or torch.float32)
+        codec = open_folder(Path(folder))
         if not isinstance(codec, cls):
             raise ValueError(f"{folder} holds a {type(codec).__name__}, not a {cls.__name__}")
         return codec
+
+
+def span_of_layers(network: nn.Module, run: Callable[[], Any], units: int) -> int:
+    """Units that a chain of convolutions over time, dimension 2, connects with one entry of its end beside its own.
+
+    The layers are seen at work on a clip of so many units, long enough that an entry's share of it is plain.
+    """
+    spans = []
+
+    def note(layer: Any, _: Any, out: Tensor) -> None:
+        apart = round(units / (out.shape[2] * layer.stride[0]))  # units from one entry that goes in to the next
+        spans.append((layer.kernel_size[0] - 1) * layer.dilation[0] * apart)
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    hooks = [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, kinds)]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(spans)
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,32 @@ class of diffusers needs its strides, its reach and its two calls: see docs/code
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  # a pipeline that loads a codec looks for its base class in this module
 from einops import rearrange
 from torch import Tensor, nn
 
-from avgen.models.codecs import Posterior
-from avgen.models.hosted import HostedCodec, Reach, scale_of
+from avgen.models.codecs import Posterior, Reach
+from avgen.models.hosted import HostedCodec, Pieces, scale_of, span_of_layers
 from avgen.types import TimeGrid, VideoGeometry
 
 
 class HostedVideoCodec(HostedCodec):
     """(B, T, H, W, 3) uint8 to normalised latents and back; frames of a part step are the last one, held still."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, patch: int = 1) -> None:
         super().__init__(network)
         channels, time, space = self.strides()
-        self.geometry = VideoGeometry(channels, TimeGrid(time, 1), space)
+        if patch < 1:
+            raise ValueError(f"patch={patch} must be at least 1")
+        self.geometry = VideoGeometry(channels, TimeGrid(time, 1), space, patch)
         self.scale = scale_of(network, channels)
+
+    @property
+    def patch(self) -> int:
+        return self.geometry.patch
 
     @abstractmethod
     def strides(self) -> tuple[int, int, int]:
@@ -35,13 +40,11 @@ class HostedVideoCodec(HostedCodec):
 
     @property
     @abstractmethod
-    def encode_reach(self) -> Reach | None:
-        """Frames that a latent depends on past its interval; None = all."""
+    def encode_reach(self) -> Reach | None: ...
 
     @property
     @abstractmethod
-    def decode_reach(self) -> Reach | None:
-        """Frames past its interval that a latent has a part in; None = all."""
+    def decode_reach(self) -> Reach | None: ...
 
     def tile(self, side: int) -> None:
         """Work on squares of `side` pixels, blended where they overlap: memory no longer grows with the picture."""
@@ -55,6 +58,10 @@ class HostedVideoCodec(HostedCodec):
             tile_sample_stride_height=step,
             tile_sample_stride_width=step,
         )
+
+    @abstractmethod
+    def in_pieces(self, steps: int) -> None:
+        """Work on so many latent steps at once: memory no longer grows with the clip, and the numbers stay."""
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Posterior:
@@ -91,8 +98,11 @@ class HostedVideoCodec(HostedCodec):
 class WanVideoCodec(HostedVideoCodec):
     """Wan 2.1 (8 x 8 x 4) and 2.2 (16 x 16 x 4, residual): they run from step to step, in memory that is bounded.
 
-    Each step's state is carried on exactly, so long clips need no pieces in time.
+    Each step's state is carried on exactly, so long clips need no other pieces in time.
     """
+
+    def in_pieces(self, steps: int) -> None:
+        """Its pieces are single steps already."""
 
     def strides(self) -> tuple[int, int, int]:
         config = self.network.config
@@ -112,6 +122,62 @@ class WanVideoCodec(HostedVideoCodec):
         return Reach(0, _causal_frames(self.network.decoder, float(self.geometry.time.stride)))
 
 
+class LTX2VideoCodec(HostedVideoCodec):
+    """LTX-2's (32 x 32 x 8): a causal encoder; whether its decoder is causal its configuration says."""
+
+    pieces: Pieces | None = None
+
+    def strides(self) -> tuple[int, int, int]:
+        config, network = self.network.config, self.network
+        scaled = config.spatio_temporal_scaling
+        scaled = [scaled] * len(config.downsample_type) if isinstance(scaled, bool) else list(scaled)
+        kinds = [kind for kind, does in zip(config.downsample_type, scaled, strict=True) if does]
+        unknown = set(kinds) - {"spatial", "temporal", "spatiotemporal"}
+        if unknown or any(config.decoder_inject_noise if not isinstance(config.decoder_inject_noise, bool) else []):
+            raise ValueError(f"downsample_type={kinds}, decoder_inject_noise={config.decoder_inject_noise}: not hosted")
+        time = config.patch_size_t * 2 ** sum(kind != "spatial" for kind in kinds)
+        space = config.patch_size * 2 ** sum(kind != "temporal" for kind in kinds)
+        # tiles are counted by these; where a configuration states none, diffusers assumes what its layers don't do
+        network.temporal_compression_ratio, network.spatial_compression_ratio = time, space
+        return config.latent_channels, time, space
+
+    @cached_property
+    def encode_reach(self) -> Reach:
+        grid, side = self.geometry.time, 2 * self.geometry.space_stride
+        x = torch.zeros(1, 3, grid.units(33), side, side, dtype=self.dtype, device=self.device)
+        return Reach(span_of_layers(self.network.encoder, lambda: self.network.encoder(x), x.shape[2]), 0)
+
+    @cached_property
+    def decode_reach(self) -> Reach:
+        z = torch.zeros(1, self.geometry.channels, 33, 2, 2, dtype=self.dtype, device=self.device)
+        units = self.geometry.time.units(33)
+        span = span_of_layers(self.network.decoder, lambda: self.network.decoder(z, self._instant(z)), units)
+        return Reach(0, span) if self.network.config.decoder_causal else Reach(-(-span // 2), -(-span // 2))
+
+    def in_pieces(self, steps: int) -> None:
+        """Each piece with the steps around it that have a part in it."""
+        reach = max(vars(self.encode_reach).values()), max(vars(self.decode_reach).values())
+        self.pieces = Pieces(self.geometry.time, steps, 1 - (-max(reach) // self.geometry.time.stride))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        run = super().posterior
+        if self.pieces is None:
+            return run(x)
+        both = self.pieces.encode(lambda part: torch.cat(run(part), dim=1), x)
+        mean, std = both.chunk(2, dim=1)
+        return mean, std
+
+    def pictures(self, z: Tensor) -> Tensor:
+        def run(part: Tensor) -> Tensor:
+            return self.network.decode(part, self._instant(part)).sample
+
+        return run(z) if self.pieces is None else self.pieces.decode(run, z)
+
+    def _instant(self, z: Tensor) -> Tensor | None:
+        """A decoder that also denoises is told that nothing is left to denoise."""
+        return z.new_zeros(len(z)) if self.network.config.timestep_conditioning else None
+
+
 def _causal_frames(module: nn.Module, jump: float) -> int:
     """Frames before a latent's last (or after its first) that a chain of causal convolutions connects with it.
 
@@ -119,14 +185,10 @@ def _causal_frames(module: nn.Module, jump: float) -> int:
     of the current layer are.
     """
     frames = 0.0
-    for name, layer in _layers(module):
+    for name, layer in module.named_modules():
         if not isinstance(layer, nn.Conv3d):
             continue
         frames += (layer.kernel_size[0] - 1) * jump
         if name.endswith("time_conv"):  # a step of the time resampling: twice as few, or twice as many
             jump = jump * 2 if layer.stride[0] == 2 else jump / 2
     return int(frames)
-
-
-def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    yield from module.named_modules()

@@ -20,22 +20,26 @@ from avgen.models.codec_files import CodecFiles
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
-from avgen.models.hosted import HostedCodec
-from avgen.models.hosted_audio import OobleckAudioCodec
-from avgen.models.hosted_video import WanVideoCodec
+from avgen.models.hosted import OPENED, HostedCodec
+from avgen.models.hosted_audio import AudioLDM2AudioCodec, LTX2AudioCodec, MMAudioCodec, OobleckAudioCodec
+from avgen.models.hosted_video import LTX2VideoCodec, WanVideoCodec
 
 
 class Host(NamedTuple):
     """Who understands a class of network."""
 
-    codec: Callable[..., Any]  # of (network) or (network, vocoder)
+    codec: Callable[..., Any]  # of (network, patch), (network) or (network, vocoder)
     modality: Literal["video", "audio"]
     vocoders: tuple[str, ...] = ()  # classes that turn its output into sound
 
 
 HOSTS = {
     "AutoencoderKLWan": Host(WanVideoCodec, "video"),
+    "AutoencoderKLLTX2Video": Host(LTX2VideoCodec, "video"),
     "AutoencoderOobleck": Host(OobleckAudioCodec, "audio"),
+    "AutoencoderKLLTX2Audio": Host(LTX2AudioCodec, "audio", ("LTX2Vocoder", "LTX2VocoderWithBWE")),
+    "AutoencoderKL": Host(AudioLDM2AudioCodec, "audio", ("SpeechT5HifiGan",)),
+    "MMAudioVAE": Host(MMAudioCodec, "audio", ("MMAudioVocoder",)),
 }
 EMBEDDED: dict[str, tuple[Any, str]] = {
     "PatchVideoCodec": (PatchVideoCodec, "video"),
@@ -44,21 +48,18 @@ EMBEDDED: dict[str, tuple[Any, str]] = {
 
 
 def open_video_codec(files: CodecFiles) -> VideoCodec:
-    codec = _open(files, "video")
-    if files.tile_px is not None:
-        codec.tile(files.tile_px)
-    return codec
+    return _open(files, "video")
 
 
 def open_audio_codec(files: CodecFiles) -> AudioCodec:
     return _open(files, "audio")
 
 
-def open_folder(folder: str | Path, dtype: torch.dtype = torch.float32) -> HostedCodec:
-    """A hosted codec as its own save_pretrained wrote it."""
-    files = CodecFiles(str(folder), dtype=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
-    name = _class_name(files.path, "", None)
-    return _hosted(files, name, HOSTS[name])
+def open_folder(folder: Path) -> HostedCodec:
+    """A hosted codec as its own save_pretrained wrote it, opened as it was then."""
+    name = _class_name(str(folder), "", None)
+    opened = json.loads((folder / OPENED).read_text())
+    return _hosted(CodecFiles(str(folder), **opened), name, HOSTS[name])
 
 
 def _open(files: CodecFiles, modality: str) -> Any:
@@ -69,14 +70,29 @@ def _open(files: CodecFiles, modality: str) -> Any:
     found = EMBEDDED[name][1] if name in EMBEDDED else HOSTS[name].modality
     if found != modality:
         raise ValueError(f"codec.{modality}.path={files.path} holds a {name}, a codec of {found}")
-    if name not in EMBEDDED:
-        return _hosted(files, name, HOSTS[name])
-    codec = EMBEDDED[name][0].from_pretrained(_local(files.path, files.subfolder) or files.path)
-    return codec.eval().requires_grad_(False)
+    if name in EMBEDDED:
+        if (files.tile_px, files.piece_steps, files.patch, files.dtype) != (None, None, 1, "float32"):
+            raise ValueError(
+                f"codec.{modality}: a {name} has no dtype, patch, tile_px or piece_steps of its own; leave them out"
+            )
+        fitted = EMBEDDED[name][0].from_pretrained(_local(files.path, files.subfolder) or files.path)
+        return fitted.eval().requires_grad_(False)
+    codec: Any = _hosted(files, name, HOSTS[name])
+    if files.piece_steps is not None:
+        codec.in_pieces(files.piece_steps)
+    if files.tile_px is not None:
+        if found != "video":
+            raise ValueError(f"codec.audio.tile_px={files.tile_px}: sound has no pixels; leave it null")
+        codec.tile(files.tile_px)
+    return codec
 
 
-def _hosted(files: CodecFiles, name: str, host: Host) -> HostedCodec:
+def _hosted(files: CodecFiles, name: str, host: Host) -> Any:
     network = _weights(getattr(diffusers, name), files.path, files.subfolder, files)
+    if host.modality == "video":
+        return host.codec(network, files.patch)
+    if files.patch != 1:
+        raise ValueError(f"codec.audio.patch={files.patch}: sound has one token an instant; leave it 1")
     if not host.vocoders:
         return host.codec(network)
     subfolder = files.vocoder or "vocoder"
@@ -95,14 +111,19 @@ def _vocoder_class(name: str) -> Any:
 
 def _weights(kind: Any, path: str, subfolder: str, files: CodecFiles) -> torch.nn.Module:
     """The network, whole: weights that are only warned of as missing would be random."""
-    where: dict[str, Any] = {"subfolder": subfolder} if subfolder else {}
     dtype = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
-    network, info = kind.from_pretrained(
-        path, **where, **{dtype: getattr(torch, files.dtype)}, revision=files.revision, output_loading_info=True
-    )
+    options: dict[str, Any] = {dtype: getattr(torch, files.dtype), "output_loading_info": True}
+    local = _local(path, subfolder)
+    if local is not None:  # never by subfolder: where the folder above holds weights too, diffusers would take those
+        network, info = kind.from_pretrained(local, **options)
+    else:
+        network, info = kind.from_pretrained(path, subfolder=subfolder, revision=files.revision, **options)
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if wrong:
-        raise ValueError(f"the weights in {path}/{subfolder} do not fit its config.json; missing: {', '.join(wrong)}")
+        raise ValueError(
+            f"the weights in {local or path} do not fit its config.json; {len(wrong)} are missing or misshapen, "
+            f"the first of them {wrong[0]}"
+        )
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from avgen.models.architecture import ModelConfig, TextConfig, TowerConfig
 from avgen.models.dit import AVTransformer
-from avgen.models.encoders import FAMILIES, TransformersText
+from avgen.models.encoders import FAMILIES, TransformersText, tokenizer_in
 from avgen.models.text import GRAM_ROWS, ByteText, TextEncoder, bytes_of, gram_rows
 from avgen.types import AudioGeometry, Batch, Text, TimeGrid
 
@@ -350,3 +351,46 @@ def test_a_run_of_bytes_has_one_row_wherever_it_stands() -> None:
     assert len(rows[1, 5:17].unique()) > 10
     assert rows.min() >= 0
     assert rows.max() < GRAM_ROWS
+
+
+# Sentencepiece folders as published, of a model alone: file, class, special pieces, what surrounds a caption
+SENTENCEPIECE = {
+    "t5": ("spiece.model", "T5Tokenizer", {"eos_id": 1, "unk_id": 2, "bos_id": -1}, ([], [1])),
+    "gemma": (
+        "tokenizer.model",
+        "GemmaTokenizer",
+        {"eos_id": 1, "bos_id": 2, "unk_id": 3, "byte_fallback": True, "add_dummy_prefix": False}
+        | {"pad_piece": "<pad>", "bos_piece": "<bos>", "eos_piece": "<eos>", "model_type": "bpe", "vocab_size": 330},
+        ([2], []),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SENTENCEPIECE)
+def test_a_sentencepiece_model_alone_is_read_as_sentencepiece_reads_it(kind: str, tmp_path: Path) -> None:
+    pieces = pytest.importorskip("sentencepiece")
+    file, name, special, (before, after) = SENTENCEPIECE[kind]
+    model = io.BytesIO()
+    settings = {"vocab_size": 48, "model_type": "unigram", "hard_vocab_limit": False, "minloglevel": 2, "pad_id": 0}
+    sentences = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS[:3]]
+    pieces.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, **settings | special)
+    (tmp_path / file).write_bytes(model.getvalue())
+    described = {"tokenizer_class": name, "model_max_length": 64, "add_bos_token": bool(before)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    tokenizer = tokenizer_in(tmp_path, "")
+    plain = pieces.SentencePieceProcessor(model_proto=model.getvalue())
+    for caption in CAPTIONS:
+        assert tokenizer(caption)["input_ids"] == before + plain.encode(caption) + after
+
+
+def test_a_missing_sentencepiece_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setattr("avgen.models.encoders.find_spec", lambda name: None)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file.")
+
+    monkeypatch.setattr("avgen.models.encoders.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(ValueError, match=r"pip install 'avgen\[text\]'"):
+        tokenizer_in(tmp_path, "")

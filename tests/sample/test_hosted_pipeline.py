@@ -1,0 +1,59 @@
+"""Sampling with hosted codecs: a causal first frame, tokens of several latents, sound at its own rate, folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from avgen.models.codec_files import CodecFiles
+from avgen.models.dit import AVTransformer
+from avgen.models.opening import open_audio_codec, open_video_codec
+from avgen.sample.folder import open_pipeline
+from avgen.sample.method import Method
+from avgen.sample.pipeline import AVPipeline
+from avgen.sample.solvers import SolverConfig
+from tests.models import codec_factory as factory
+from tests.models.factory import scatter
+from tests.sample.factory import MODEL, clip, files
+
+QUICK = Method(SolverConfig("euler", 2))
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codecs")
+    video = open_video_codec(CodecFiles(str(factory.saved(factory.wan21(), folder / "video")), patch=2))
+    audio = open_audio_codec(CodecFiles(str(factory.saved(factory.oobleck((2, 4, 8)), folder / "audio"))))
+    spec = replace(MODEL, video=replace(MODEL.video, channels=16), audio=replace(MODEL.audio, channels=3))
+    torch.manual_seed(0)
+    model = scatter(AVTransformer.of(spec).eval(), 0)
+    return AVPipeline(model, video, audio, height=32, width=16, fps=8.0, duration_s=0.5)
+
+
+def test_a_saved_pipeline_opens_with_its_codecs_as_they_were(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = open_pipeline(tmp_path)
+    assert again.video_codec.geometry == pipe.video_codec.geometry
+    assert again.fingerprint == pipe.fingerprint
+    ours, theirs = (p(prompt="a red ball", method=QUICK)[0].clip for p in (pipe, again))
+    assert np.array_equal(ours.video, theirs.video)
+    assert np.array_equal(ours.audio, theirs.audio)
+
+
+@pytest.mark.parametrize("duration_s", [0.125, 0.5, 0.7])
+def test_clips_last_as_long_as_asked_for_at_the_codecs_rate(pipe, duration_s):
+    made = pipe(prompt="x", method=QUICK, duration_s=duration_s)[0].clip
+    assert made.video.shape == (round(duration_s * 8), 32, 16, 3)
+    assert (made.audio.shape, made.sample_rate_hz) == ((2, round(duration_s * 44100)), 44100)
+
+
+def test_a_given_image_is_the_first_frame(pipe, tmp_path):
+    given = files(tmp_path, height=32)
+    made = pipe("i2av", "x", image=given["image"], method=QUICK)[0]
+    assert np.array_equal(made.clip.video[0], clip(height=32).video[0])
+    steps = pipe.video_codec.geometry.time
+    assert steps.first == 1
+    assert len(made.clip.video) == 4
