@@ -47,13 +47,17 @@ def test_a_saved_pipeline_opens_with_its_codecs_as_they_were(pipe, tmp_path):
 def test_clips_last_as_long_as_asked_for_at_the_codecs_rate(pipe, duration_s):
     made = pipe(prompt="x", method=QUICK, duration_s=duration_s)[0].clip
     assert made.video.shape == (round(duration_s * 8), 32, 16, 3)
-    assert (made.audio.shape, made.sample_rate_hz) == ((2, round(duration_s * 44100)), 44100)
+    assert made.sample_rate_hz == 44100
+    assert len(made.audio) == 2
+    assert abs(made.audio_duration_s - duration_s) < 0.6 / 44100
 
 
-def test_a_given_image_is_the_first_frame(pipe, tmp_path):
+def test_a_given_image_is_the_first_frame_through_the_codec(pipe, tmp_path):
+    """The causal first step holds one frame, so an image fills it, and nothing later has a part in it."""
     given = files(tmp_path, height=32)
-    made = pipe("i2av", "x", image=given["image"], method=QUICK)[0]
-    assert np.array_equal(made.clip.video[0], clip(height=32).video[0])
-    steps = pipe.video_codec.geometry.time
-    assert steps.first == 1
-    assert len(made.clip.video) == 4
+    made = pipe("i2av", "x", image=given["image"], method=QUICK)[0].clip
+    codec = pipe.video_codec
+    image = torch.from_numpy(clip(height=32).video[:1])[None]
+    wanted = codec.decode(codec.encode(image).mean)[0, 0].numpy()
+    assert len(made.video) == 4
+    assert np.abs(made.video[0].astype(int) - wanted).max() <= 1
