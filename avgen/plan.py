@@ -35,7 +35,10 @@ from avgen.rate import DTYPES, MATMUL_SIZE, matmul_rate
 from avgen.types import AudioGeometry, TimeGrid, VideoGeometry
 
 WIDEST = 100  # columns
-EFFICIENCY = 0.4
+# The share of its rate of matrix products that a training step reaches. Of a GPU assumed: well-tuned transformers have
+# 0.3 to 0.5. Of a CPU measured: `utilisation` of recipe=toybox, uncompiled, in bf16 on two x86 cores, median of a run.
+EFFICIENCY = {"cuda": 0.4, "cpu": 0.1}
+KNOWN_BY = {"cuda": "assumed", "cpu": "measured with recipe=toybox"}
 SIZES = ((256, 448), (480, 832), (720, 1280))
 DURATIONS_S = (5.0, 10.0)
 
@@ -91,19 +94,33 @@ class PlanConfig:
     ema: bool = True  # a float32 average of the weights on the device
     optimizer_kind: Literal["adamw", "muon"] = "adamw"  # muon remembers one number per weight of the blocks, adamw two
     shard: int = 1  # devices that cut weights, gradients, optimiser and average between them
+    context: int = 1  # devices that read the same clips, each with a slice of their tokens
     device: Literal["h200", "h100", "a100", "here"] = "h200"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
-    efficiency: float = EFFICIENCY  # share of that rate a step reaches: assumed (well-tuned transformers: 0.3 to 0.5)
+    efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.1 of a CPU
     sizes: bool = False  # one line per size (256p, 480p, 720p; 5 and 10 s) instead of one plan
 
     def __post_init__(self) -> None:
-        for name in ("duration_s", "fps", "batch", "caption_tokens", "levels", "shard"):
+        for name in ("duration_s", "fps", "batch", "caption_tokens", "levels", "shard", "context"):
             if (value := getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={value} must be positive")
-        if not 0 < self.efficiency <= 1:
+        if self.efficiency is not None and not 0 < self.efficiency <= 1:
             raise ValueError(f"efficiency={self.efficiency} is a share: choose one in (0, 1]")
         if self.device_tflops is not None and self.device_tflops <= 0:
             raise ValueError(f"device_tflops={self.device_tflops} must be positive")
+
+    @property
+    def device_kind(self) -> str:
+        return "cpu" if self.device == "here" and not torch.cuda.is_available() else "cuda"
+
+    @property
+    def share_reached(self) -> float:
+        return self.efficiency or EFFICIENCY[self.device_kind]
+
+    @property
+    def efficiency_told(self) -> str:
+        """The efficiency, and how it is known."""
+        return f"{self.share_reached:g} ({'given' if self.efficiency else KNOWN_BY[self.device_kind]})"
 
 
 @dataclass(frozen=True)
@@ -162,19 +179,25 @@ def batch_of(config: PlanConfig) -> BatchShape:
 def plan(config: PlanConfig, rate: Rate) -> Plan:
     batch = batch_of(config)
     cost = step_cost(config.model, batch, config.checkpointing)
-    fused_norm = config.device != "here" or torch.cuda.is_available()
+    fused_norm = config.device_kind == "cuda"
     need = memory(config.model, batch, config.dtype, config.checkpointing, config.ema, fused_norm)
-    need = held(need, config.model, config.optimizer_kind, config.shard)
-    return Plan(batch, cost, need, cost.executed / (rate.tflops * 1e12 * config.efficiency))
+    need = held(need, config.model, config.optimizer_kind, config.shard, config.context)
+    return Plan(batch, cost, need, cost.executed / config.context / (rate.tflops * 1e12 * config.share_reached))
 
 
-def held(need: Memory, model: ModelConfig, optimizer: str, shard: int) -> Memory:
-    """Memory on one device of `shard`, with another optimiser than AdamW's two moments."""
+def held(need: Memory, model: ModelConfig, optimizer: str, shard: int, context: int) -> Memory:
+    """Memory on one device of `shard`, with another optimiser than AdamW's two moments.
+
+    Of `context` devices each keeps its slice of the activations; the keys and values of all, which attention keeps
+    besides, are not counted.
+    """
     moments = need.optimiser
     if optimizer == "muon":
         moments -= 4 * sum(x.count * x.source * x.target for x in linears(model) if x.in_block and not x.again)
     cut = {"weights": need.weights, "gradients": need.gradients, "optimiser": moments, "ema": need.ema}
-    return replace(need, **{name: -(-size // shard) for name, size in cut.items()})
+    sliced = {"kept": need.kept, "rebuilt": need.rebuilt, "working": need.working}
+    parts = [(cut, shard), (sliced, context)]
+    return replace(need, **{name: -(-size // by) for sizes, by in parts for name, size in sizes.items()})
 
 
 def predict(
@@ -186,11 +209,14 @@ def predict(
     device: torch.device,
     optimizer: str,
     shard: int,
+    context: int,
 ) -> Plan:
     """The prediction for a batch that is there, on a device whose rate was measured."""
     cost = step_cost(model, batch, checkpointing)
-    need = held(memory(model, batch, dtype, checkpointing, fused_norm=device.type == "cuda"), model, optimizer, shard)
-    return Plan(batch, cost, need, cost.executed / (flops_per_s * EFFICIENCY))
+    need = memory(model, batch, dtype, checkpointing, fused_norm=device.type == "cuda")
+    need = held(need, model, optimizer, shard, context)
+    efficiency = EFFICIENCY["cpu" if device.type == "cpu" else "cuda"]
+    return Plan(batch, cost, need, cost.executed / context / (flops_per_s * efficiency))
 
 
 def rate_of(config: PlanConfig) -> Rate:
@@ -257,7 +283,10 @@ def flops_table(config: PlanConfig, made: Plan) -> Table:
 
 
 def memory_table(config: PlanConfig, made: Plan) -> Table:
-    where = "all on one device" if config.shard == 1 else f"one of {config.shard} devices"
+    parts = [f"weights cut over {config.shard}"] * (config.shard > 1) + [f"tokens over {config.context}"] * (
+        config.context > 1
+    )
+    where = f"one device, {', '.join(parts)}" if parts else "all on one device"
     table = Table(
         "at a step's peak",
         "GiB",
@@ -341,7 +370,7 @@ def show(config: PlanConfig, console: Console) -> None:
             f"step: {made.step_s:.3g} s predicted for {counted(made.cost.executed)}FLOPs, "
             f"{seconds / made.step_s:.3g} s of clips per second"
         )
-    console.print(f"rate: {rate.tflops:.3g} TFLOP/s ({rate.source}) x efficiency {config.efficiency:g} (assumed)")
+    console.print(f"rate: {rate.tflops:.3g} TFLOP/s ({rate.source}) x efficiency {config.efficiency_told}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -77,15 +77,33 @@ def test_tables_are_narrow_and_whole(words: list[str]) -> None:
 
 
 def test_the_plan_names_what_it_computed() -> None:
-    config = planned(*TOY, "device_tflops=0.1")
-    made, text = plan(config, rate_of(config)), printed(*TOY, "device_tflops=0.1")
+    words = [*TOY, "device_tflops=0.1", "efficiency=0.25"]
+    config = planned(*words)
+    made, text = plan(config, rate_of(config)), printed(*words)
     count = parameters(config.model)
     assert f"{count.total:,}" in text
     assert f"{count.bridge:,}" in text
     assert counted(made.cost.model) in text
     assert gib(made.memory.total) in text
     assert "0.1 TFLOP/s (device_tflops)" in text
-    assert made.step_s == pytest.approx(made.cost.executed / (0.1e12 * config.efficiency))
+    assert made.step_s == pytest.approx(made.cost.executed / (0.1e12 * 0.25))
+    assert "efficiency 0.25 (given)" in text
+
+
+def test_a_cpu_is_not_taken_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    here, there = (planned(*TOY, "device_tflops=1", f"device={name}") for name in ("here", "h200"))
+    assert plan(here, rate_of(here)).step_s == pytest.approx(4 * plan(there, rate_of(there)).step_s)
+    assert "0.1 (measured with recipe=toybox)" in here.efficiency_told
+    assert "0.4 (assumed)" in there.efficiency_told
+
+
+def test_devices_that_share_clips_share_the_time_and_the_activations() -> None:
+    one, four = planned(*TOY, "device_tflops=1"), planned(*TOY, "device_tflops=1", "context=4")
+    alone, shared = plan(one, rate_of(one)), plan(four, rate_of(four))
+    assert shared.step_s == pytest.approx(alone.step_s / 4)
+    assert shared.memory.activations == pytest.approx(alone.memory.activations / 4, rel=1e-3)
+    assert shared.memory.states == alone.memory.states
 
 
 def test_the_bridge_stays_below_8_percent_and_fades_with_size() -> None:

@@ -19,6 +19,7 @@ from avgen.models.architecture import BridgeConfig, TowerConfig
 from avgen.models.attention import attend
 from avgen.models.checkpointing import Checkpointing, checkpointed
 from avgen.models.rope import Rotation, rotate, turned
+from avgen.models.sharing import Everyone, unchanged
 
 Streams = dict[str, Tensor]  # modality -> (B, N, D)
 PARTNER = {"video": "audio", "audio": "video"}
@@ -54,7 +55,8 @@ class Context:
 
     modulation: Modulation  # 6 parts: shift, scale, gate of self-attention, then of the MLP
     rotation: Rotation
-    keys: Tensor | None  # (B, N) bool, None when all tokens are real
+    keys: Tensor | None  # (B, N) bool, None when all tokens are real; of all tokens, wherever they are
+    everyone: Everyone  # this stream's keys and values, from the tokens here to all of them
     text: Tensor  # (B, L, D)
     text_keys: Tensor  # (B, L) bool
     bridge: BridgeContext | None  # None when there is no partner to attend to
@@ -135,9 +137,10 @@ class Attention(nn.Module):
         keys: Tensor | None,
         rotation: Rotation | None = None,
         source_rotation: Rotation | None = None,
+        everyone: Everyone = unchanged,
     ) -> Tensor:
         q, k, v = self.queries(x, rotation), self.keys(source, source_rotation), self.values(source)
-        return self.out(attend(q, k, v, keys, self.backend))
+        return self.out(attend(q, everyone(k), everyone(v), keys, self.backend))
 
 
 class TowerBlock(nn.Module):
@@ -157,8 +160,8 @@ class TowerBlock(nn.Module):
     def attend_self(self, x: Tensor, c: Context, perturbed: Tensor | None) -> Tensor:
         shift, scale, gate = c.modulation.under(self.table, ATTENTION_PARTS)
         h = modulate(x, shift, scale)
-        v = self.attn.values(h)
-        mixed = attend(self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), v, c.keys, self.attn.backend)
+        q, k, v = self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), self.attn.values(h)
+        mixed = attend(q, c.everyone(k), c.everyone(v), c.keys, self.attn.backend)
         return residual(x, self.attn.out(perturb(mixed, v, perturbed)), gate)
 
     def attend_text(self, x: Tensor, c: Context) -> Tensor:
@@ -216,7 +219,8 @@ class Bridge(nn.Module):
         out = {}
         for m, partner in PARTNER.items():
             rotation, partner_rotation = bridge[m].rotation, bridge[partner].rotation
-            update = self.attn[m](asking[m], telling[partner], c[partner].keys, rotation, partner_rotation)
+            told = (telling[partner], c[partner].keys, rotation, partner_rotation, c[partner].everyone)
+            update = self.attn[m](asking[m], *told)
             heard = update * audible(c[partner].keys, c[m].bridge_on)
             out[m] = residual(x[m], heard, gates[m])
         return out
@@ -267,23 +271,23 @@ class JointBlock(Block):
     def attend(self, x: Streams, c: dict[str, Context], perturbed: dict[str, Tensor], here: list[str]) -> Streams:
         if len(here) < 2:
             return super().attend(x, c, perturbed, here)
-        q, k, v, gates = {}, {}, {}, {}
+        q, k, v, own, gates = {}, {}, {}, {}, {}
         for m in here:
             tower = self.towers[m]
             shift, scale, gates[m] = c[m].modulation.under(tower.table, ATTENTION_PARTS)
             h = modulate(x[m], shift, scale)
-            q[m], k[m] = tower.attn.queries(h, c[m].rotation), tower.attn.keys(h, c[m].rotation)
-            v[m] = tower.attn.values(h)
+            q[m], own[m] = tower.attn.queries(h, c[m].rotation), tower.attn.values(h)
+            k[m], v[m] = c[m].everyone(tower.attn.keys(h, c[m].rotation)), c[m].everyone(own[m])
         lengths = [x[m].shape[1] for m in here]
         bridge_on = c[here[0]].bridge_on
         backend = self.towers[here[0]].attn.backend
-        together = attend(cat(q, here), cat(k, here), cat(v, here), joint_keys(c, here, x), backend)
+        together = attend(cat(q, here), cat(k, here), cat(v, here), joint_keys(c, here, k), backend)
         mixed = dict(zip(here, together.split(lengths, dim=1), strict=True))
         for m in here:
             if bridge_on is not None:
                 alone = attend(q[m], k[m], v[m], c[m].keys, backend)
                 mixed[m] = torch.lerp(alone, mixed[m], bridge_on.type_as(alone)[:, None, None, None])
-            mixed[m] = perturb(mixed[m], v[m], perturbed.get(m))
+            mixed[m] = perturb(mixed[m], own[m], perturbed.get(m))
         return {m: residual(x[m], self.towers[m].attn.out(mixed[m]), gates[m]) for m in here}
 
 
@@ -291,8 +295,8 @@ def cat(parts: Streams, order: list[str]) -> Tensor:
     return torch.cat([parts[m] for m in order], dim=1)
 
 
-def joint_keys(c: dict[str, Context], here: list[str], x: Streams) -> Tensor | None:
+def joint_keys(c: dict[str, Context], here: list[str], k: Streams) -> Tensor | None:
     if all(c[m].keys is None for m in here):
         return None
-    masks = [x[m].new_ones(x[m].shape[:2], dtype=torch.bool) if c[m].keys is None else c[m].keys for m in here]
+    masks = [k[m].new_ones(k[m].shape[:2], dtype=torch.bool) if c[m].keys is None else c[m].keys for m in here]
     return torch.cat(masks, dim=1)  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ from avgen.models.blocks import (
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.compilation import compile_blocks
 from avgen.models.rope import Rotation, space_time_rotation, time_rotation
+from avgen.models.sharing import Alone, Sharing, part
 from avgen.models.text import ByteLayer, Captions
 from avgen.types import Batch, Stream, Velocity
 
@@ -153,6 +154,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         saved = {"video": video, "audio": audio, "text": text, "bridge": bridge}
         self.spec = spec = ModelConfig.of({**saved, "coupling": coupling, "attention": attention})
+        self.sharing: Sharing = Alone()
         self.captions = Captions(**asdict(spec.text), backend=spec.attention)
         towers = {m: Tower(tower, spec.text.width) for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
@@ -206,12 +208,14 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if not streams:
             raise ValueError(f"the batch has no stream for this model's towers ({', '.join(self.towers)})")
         texts = self.read_captions(batch)
+        mine = {m: part(s, self.sharing) for m, s in streams.items()}
         with torch.autocast(batch.video_text.x.device.type, enabled=False):
             levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
-            context = self.contexts(streams, levels, texts, perturbation.bridge_on)
-        x = {m: self.towers[m].tokens(s.x) for m, s in streams.items()}
+            context = self.contexts(streams, mine, levels, texts, perturbation.bridge_on)
+        x = {m: self.towers[m].tokens(s.x) for m, s in mine.items()}
         x = run(self.blocks, x, context, perturbation)
-        return Velocity(**{m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in streams.items()})
+        made = {m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in mine.items()}
+        return Velocity(**{m: context[m].everyone(v) for m, v in made.items()})
 
     def read_captions(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Per tower, the caption's features at the tower's width and which of them count."""
@@ -223,23 +227,25 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def contexts(
         self,
         streams: dict[str, Stream],
+        mine: dict[str, Stream],
         levels: Streams,
         texts: dict[str, tuple[Tensor, Tensor]],
         bridge_on: Tensor | None,
     ) -> dict[str, Context]:
-        """What every block reads, computed once, in float32."""
+        """What every block reads, computed once, in float32; `mine` are the streams' tokens here."""
         bridge: dict[str, BridgeContext] = {}
         if len(streams) == 2 and self.spec.coupling == "cross":
             clock, channels = self.spec.bridge.clock, self.spec.bridge.head_dim
             mean = {m: self.towers[m].levels(mean_level(s)[:, None])[:, 0] for m, s in streams.items()}
-            for m, s in streams.items():
+            for m, s in mine.items():
                 values = self.bridge_levels[m](levels[m], mean[PARTNER[m]])
                 bridge[m] = BridgeContext(Modulation(values, s.slot), time_rotation(s.time, clock, channels))
         return {
             m: Context(
-                modulation=self.towers[m].modulation(levels[m], s.slot),
-                rotation=self.rotation(m, s),
+                modulation=self.towers[m].modulation(levels[m], mine[m].slot),
+                rotation=self.rotation(m, mine[m]),
                 keys=s.valid,
+                everyone=self.sharing.everyone(s.x.shape[1]),
                 text=texts[m][0],
                 text_keys=texts[m][1],
                 bridge=bridge.get(m),

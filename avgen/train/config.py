@@ -248,22 +248,26 @@ class ParallelConfig:
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     shard: int | None = None  # processes that hold one copy together; null: fsdp all, hsdp those of one node
     replicate: int | None = None  # copies; null: as many as there are processes for
-    context: int = 1  # processes that share the tokens of one clip: only 1 can be had so far
+    context: int = 1  # neighbouring processes that read the same clips, each with a slice of their tokens
 
     def __post_init__(self) -> None:
         for name in ("shard", "replicate", "context"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if self.context > 1:
-            raise ValueError(f"context={self.context} must be 1: one clip's tokens cannot be cut over processes yet")
         if self.strategy == "ddp" and self.shard not in (None, 1):
             raise ValueError(f"shard={self.shard} must be 1 where strategy=ddp, which cuts nothing: try strategy=hsdp")
         if self.strategy == "fsdp" and self.replicate not in (None, 1):
             raise ValueError(f"replicate={self.replicate} must be 1 where strategy=fsdp: try strategy=hsdp")
 
     def mesh(self, processes: int) -> tuple[int, int]:
-        """(copies, shards of each) for a number of processes."""
+        """(copies, shards of each) of the weights for a number of processes, whichever of them share clips."""
+        if processes % self.context:
+            raise ConfigError(
+                "parallel",
+                f"context={self.context} must divide the number of processes, {processes}: change parallel.context, "
+                f"or start {self.context * max(1, processes // self.context)} processes",
+            )
         if self.strategy == "ddp":
             shard = 1
         elif self.strategy == "fsdp":
@@ -271,12 +275,11 @@ class ParallelConfig:
         else:  # launchers say how many processes a node runs
             shard = self.shard or int(os.environ.get("LOCAL_WORLD_SIZE", processes))
         replicate = self.replicate or max(1, processes // shard if self.strategy != "fsdp" else 1)
-        if replicate * shard * self.context != processes:
+        if replicate * shard != processes:
             raise ConfigError(
                 "parallel",
-                f"replicate={replicate} x shard={shard} x context={self.context} = {replicate * shard * self.context} "
-                f"must be the number of processes, {processes}: change parallel.shard or parallel.replicate, "
-                f"or start {replicate * shard * self.context} processes",
+                f"replicate={replicate} x shard={shard} = {replicate * shard} must be the number of processes, "
+                f"{processes}: change parallel.shard or parallel.replicate, or start {replicate * shard} processes",
             )
         return replicate, shard
 

@@ -14,7 +14,6 @@ from rich.table import Table
 from avgen import command
 from avgen.config import ConfigError, load
 from avgen.plan import (
-    EFFICIENCY,
     WIDEST,
     Plan,
     PlanConfig,
@@ -45,7 +44,7 @@ class ForecastConfig:
 
     device: Literal["h200", "h100", "a100", "here"] = "here"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
-    efficiency: float = EFFICIENCY  # share of that rate a step reaches: assumed
+    efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.1 of a CPU
     processes: int = 1  # devices that share every step
     caption_tokens: int = 64  # per caption: bytes, or features of the frozen encoder
 
@@ -89,6 +88,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
             checkpointing=config.checkpointing,
             optimizer_kind=config.optimizer.kind,
             shard=shard,
+            context=config.parallel.context,
             device=given.device,
             device_tflops=given.device_tflops,
             efficiency=given.efficiency,
@@ -97,9 +97,10 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
         clips = config.batch
         if data.step_tokens is not None:
             clips = max(1, data.step_tokens // (tokens * clips)) * clips
-        parts = given.processes * config.accumulate
+        parts = given.processes // config.parallel.context * config.accumulate
         if clips % parts:
-            raise ConfigError("batch", f"{clips} clips a step must be a multiple of processes x accumulate = {parts}")
+            said = f"{clips} clips a step must be a multiple of processes / context x accumulate = {parts}"
+            raise ConfigError("batch", said)
         passing = replace(passing, batch=clips // parts)
         found.append(Forecast(passing, plan(passing, rate), clips, config.accumulate))
     return found
@@ -119,7 +120,8 @@ def show(config: TrainConfig, given: ForecastConfig, console: Console) -> None:
     console.print(
         f"{config.steps:,} steps: {hours:.3g} h predicted, without waiting for data, validation or checkpoints"
     )
-    console.print(f"rate: {rate.tflops:.3g} TFLOP/s ({rate.source}) x efficiency {given.efficiency:g} (assumed)")
+    told = largest.config.efficiency_told
+    console.print(f"rate: {rate.tflops:.3g} TFLOP/s ({rate.source}) x efficiency {told}")
 
 
 def steps_table(found: list[Forecast]) -> Table:

@@ -43,7 +43,7 @@ def train(
     held_before = record.held_bytes()
     run = prepare(config)
     record.begin(config, run.accelerator)
-    share = Share(config.batch, config.accumulate, run.accelerator.process_index, run.accelerator.num_processes)
+    share = Share(config.batch, config.accumulate, run.processes.reader, run.processes.readers)
     journal = Journal(config, run.accelerator, run.step)
     screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
     with stop_on_signal(run), run.writer, journal.open(), screen.open():
@@ -88,7 +88,7 @@ def stopped(run: Run, fault: Fault, source: Source, order: Order, share: Share) 
     """The faulty step read again, saved and named."""
     parts = next(read_steps(source, order, share, fault.step - 1, fault.step, workers=0))
     places = share.places(share.ranks * sum(part.size for part in parts))
-    return write_fault(fault, run.config, run.model, parts, places, share.rank)
+    return write_fault(fault, run.config, run.model, parts, places, run.processes.rank)
 
 
 def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
     with run.guard.over(run.optimizers.parts, norms["all"]):
         run.optimizers.step(config.factor(run.step, run.config.steps))
     run.average.update(run.model, run.step)
-    run.balance.update(losses, lambda shares: run.accelerator.reduce(shares, "sum"))
+    run.balance.update(losses, lambda shares: run.accelerator.reduce(shares, "sum") / run.processes.context)
     run.step += 1
     run.meter.step(run.step, losses, norms)
     return losses
@@ -125,8 +125,8 @@ def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, 
         with config.autocast(run.model.device):
             found = step_losses(run.wrapped, part, config.flow)
             loss = objective(found, totals, config.flow, factors)
-        # the processes' gradients are averaged, but the normaliser already counts them all
-        (loss * run.processes.count * run.loss_scale.value).backward()
+        # gradients are averaged over processes, but the normaliser already counts the clips of all readers
+        (loss * run.processes.readers * run.loss_scale.value).backward()
         run.meter.micro_batch(found, part)
         for m, value in found.items():
             if totals[m] > 0:
@@ -137,7 +137,7 @@ def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, 
 
 
 def global_totals(run: Run, drawn: list[Draw]) -> dict[str, float]:
-    """Per modality, the supervised tokens of the whole step: all micro-batches of all processes.
+    """Per modality, the supervised tokens of the whole step: all micro-batches of all readers.
 
     The wish to stop travels with them, so that all processes stop after the same step.
     """

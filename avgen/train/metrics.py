@@ -172,8 +172,11 @@ class Meter:
         mine = torch.cat([read, torch.tensor(host_part, dtype=torch.float64)])
         ranks = accelerator.gather(mine[None].to(self.device)).cpu() if accelerator.num_processes > 1 else mine[None]
         sizes = [self.table.sums.numel(), 3, 2 * steps, len(parts) * steps, 5]
-        sums, counts, losses, norms, host = ranks.split(sizes, dim=1)
-        clips, flops, rate, _, _ = host.sum(0).tolist()
+        host = ranks[:, -sizes[-1] :]
+        # processes that share clips have all seen the same
+        sums, counts, losses, norms, told = ranks[:: self.config.parallel.context].split(sizes, dim=1)
+        clips, flops = told.sum(0)[:2].tolist()
+        rate = float(host[:, 2].sum())
         norms = norms[0].view(steps, len(parts))  # of the same gradient on every rank
         line = {f"loss/{name}": value for name, value in self.table.means(sums.sum(0).view_as(self.table.sums)).items()}
         line |= {f"gradient_norm/{part}": float(norms[:, i].mean()) for i, part in enumerate(parts)}

@@ -2,6 +2,10 @@
 
 Losses are sums over the whole step's tokens, so gradients are summed over processes, never averaged: both
 wrappers divide by their number, and the loss is multiplied by it beforehand.
+
+Processes that share clips (`parallel.context`) each compute the loss of whole clips, from a forward pass in which each
+holds a slice of the tokens. How the weights are spread does not depend on who shares what: both wrappers run over all
+processes.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from avgen.models.dit import AVTransformer
+from avgen.models.sharing import Everyone
 from avgen.train.config import ParallelConfig
 
 
@@ -33,20 +39,35 @@ class Processes:
 
     rank: int
     count: int
+    context: int  # neighbours that share clips
     host: dist.ProcessGroup | None  # for numbers; None: there is one process
     files: dist.ProcessGroup | None  # for the thread that writes checkpoints
 
     @classmethod
-    def of(cls, accelerator: Accelerator) -> Processes:
+    def of(cls, accelerator: Accelerator, context: int) -> Processes:
         count = accelerator.num_processes
         host, files = (dist.new_group(backend="gloo") if count > 1 else None for _ in range(2))
-        return cls(accelerator.process_index, count, host, files)
+        return cls(accelerator.process_index, count, context, host, files)
+
+    @property
+    def reader(self) -> int:
+        """Which share of the data this process reads."""
+        return self.rank // self.context
+
+    @property
+    def readers(self) -> int:
+        return self.count // self.context
+
+    @property
+    def leads(self) -> bool:
+        """The first of those that share clips."""
+        return self.rank % self.context == 0
 
     def summed(self, values: Tensor) -> Tensor:
-        """Numbers on the host, summed over all processes."""
+        """Numbers on the host, summed over all readers: processes that share clips count once."""
         if self.host is not None:
             dist.all_reduce(values, group=self.host)
-        return values
+        return values / self.context
 
     def agreed(self, value: str) -> str:
         """What the first process says, once it says it."""
@@ -72,6 +93,8 @@ def spread(
     `half` is the type of matrix products, None for float32.
     """
     replicate, shard = config.mesh(accelerator.num_processes)
+    if config.context > 1:
+        model.sharing = ContextGroup.of(accelerator, config.context)
     if config.strategy == "ddp":
         model.to(accelerator.device)
         if accelerator.num_processes == 1:
@@ -79,6 +102,40 @@ def spread(
         devices = [accelerator.device.index] if accelerator.device.type == "cuda" else None
         return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     return fully_sharded(model, replicate, shard, accelerator.device, half)
+
+
+@dataclass(frozen=True)
+class ContextGroup:
+    """Neighbouring processes that share clips: the model's `Sharing` over them."""
+
+    group: dist.ProcessGroup
+    rank: int  # within it
+    size: int
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, size: int) -> ContextGroup:
+        shape = (accelerator.num_processes // size, size)
+        mesh = init_device_mesh(accelerator.device.type, shape, mesh_dim_names=("reader", "context"))["context"]
+        return cls(mesh.get_group(), mesh.get_local_rank(), size)
+
+    def mine(self, x: Tensor) -> Tensor:
+        count = -(-x.shape[1] // self.size)
+        found = x[:, self.rank * count : (self.rank + 1) * count]
+        return torch.cat([found, x.new_zeros(len(x), count - found.shape[1], *x.shape[2:])], dim=1)
+
+    def everyone(self, tokens: int) -> Everyone:
+        return AllOf(self.group, tokens)
+
+
+@dataclass(frozen=True)
+class AllOf:
+    """All tokens of a stream, from every process's slice; in the backward pass each gets the sum of its gradients."""
+
+    group: dist.ProcessGroup
+    tokens: int
+
+    def __call__(self, mine: Tensor) -> Tensor:
+        return all_gather_tensor_autograd(mine.contiguous(), 1, self.group)[:, : self.tokens]
 
 
 def fully_sharded(

@@ -90,7 +90,7 @@ def prepare(config: TrainConfig) -> Run:
     """Build everything, from the newest checkpoint in the run's folder if there is one."""
     # without cpu=True accelerate takes the processes that torchrun starts on CPUs for strangers, without a word
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    processes = Processes.of(accelerator)
+    processes = Processes.of(accelerator, config.parallel.context)
     model = built(config)
     model.set_checkpointing(config.checkpointing)
     wrapped = spread(model, config.parallel, accelerator, config.half)

@@ -50,9 +50,9 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     try:
         # as in validation: a forward pass of a shape of its own is not worth a compilation
         with torch.compiler.set_stance("force_eager"):
-            for numbers, counts in shared(len(wanted), processes.rank, processes.count):
+            for numbers, counts in shared(len(wanted), processes.reader, processes.readers):
                 made = made_of(run, held_out, codecs, [wanted[i] for i in numbers])
-                if counts:
+                if counts and processes.leads:
                     for i, (clip, caption) in zip(numbers, made, strict=True):
                         drawn[i] = kept(run, draft, *wanted[i], clip, caption)
     finally:

@@ -43,8 +43,9 @@ def _table(
     model: AVTransformer, held_out: Source, config: TrainConfig, task: str, accelerator: Accelerator
 ) -> LossTable:
     """This rank's share of one task."""
-    table = LossTable([task], model.device)
-    for places, counts in shared(config.validation_clips, accelerator.process_index, accelerator.num_processes):
+    table, context = LossTable([task], model.device), config.parallel.context
+    reader, readers = accelerator.process_index // context, accelerator.num_processes // context
+    for places, counts in shared(config.validation_clips, reader, readers):
         drawn = _drawn(held_out, config, task, places).to(model.device)
         with config.autocast(model.device):
             found = step_losses(model, drawn, config.flow)

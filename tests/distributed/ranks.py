@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["tests.distributed.preload"])

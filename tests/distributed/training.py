@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from PIL import Image
 
+from avgen.models.dit import Perturbation
 from avgen.train import loop
 from avgen.train.config import OptimizerConfig
-from avgen.train.parallel import gathered
+from avgen.train.metrics import reproducible
+from avgen.train.parallel import ContextGroup, gathered
 from avgen.train.run import export
+from avgen.train.trackers import METRICS, read_metrics
 from avgen.types import stack_batches
-from tests.models.factory import batch, scatter
+from tests.models.factory import batch, model, scatter
 from tests.train.factory import CODECS, quiet
 from tests.train.factory import config as tiny
 
@@ -103,6 +109,47 @@ def sampled(settings):
     loop.train(settings, Clips(), Clips(), quiet(), codecs=CODECS)
     with Image.open(settings.out / "samples" / f"step_{settings.steps:06d}" / "sheet.png") as sheet:
         return np.asarray(sheet)
+
+
+def sliced_and_whole():
+    """Per kind of model: how far velocities and gradients of slices are from those of whole clips, as fractions."""
+    accelerator = Accelerator(cpu=True)
+    count = accelerator.num_processes
+    sharing = ContextGroup.of(accelerator, count)
+    noisy = loop.draw(Clips().batch(range(5)), config(Path("unused"), batch=5), 0, range(5)).noisy
+    off = Perturbation(torch.tensor([1.0, 0, 1, 0, 1]), *(torch.eye(5, depth).bool() for depth in (3, 2)))
+    variants = {
+        "cross": ({}, "none", None),
+        "cross, checkpointed": ({}, "full", None),
+        "cross, attention kept": ({}, "keep_attention", None),
+        "cross, perturbed": ({}, "none", off),
+        "joint": ({"coupling": "joint"}, "none", None),
+        "alone": ({"coupling": "none"}, "none", None),
+    }
+    found = {}
+    for name, (changes, checkpointing, perturbation) in variants.items():
+        whole, parts = model(**changes), model(**changes)
+        parts.sharing = sharing
+        velocities = []
+        for one in (whole, parts):
+            one.set_checkpointing(checkpointing)
+            velocities.append(one(noisy, perturbation))
+            sum(v.square().sum() for v in velocities[-1]).backward()
+        for p in parts.parameters():
+            dist.all_reduce(p.grad)
+        gradients = [(p.grad / count, q.grad) for p, q in zip(parts.parameters(), whole.parameters(), strict=True)]
+        found[name] = (apart(zip(*velocities, strict=True)), apart(gradients))
+    return found
+
+
+def apart(pairs):
+    return max(((one - other).abs().max() / (1 + other.abs().max())).item() for one, other in pairs)
+
+
+def logged(folder):
+    """The figures of a run that follow from what it did, by step and name."""
+    lines = read_metrics(folder / METRICS)
+    return {(line["step"], name): value for line in lines for name, value in reproducible(line).items()}
 
 
 def trained(settings):

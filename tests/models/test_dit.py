@@ -165,7 +165,7 @@ def test_the_partner_level_changes_the_gate():
         streams = {"video": batch().video, "audio": at(batch().audio, level)}
         levels = {m: net.towers[m].levels(s.levels) for m, s in streams.items()}
         texts = net.read_captions(batch())
-        context = net.contexts(streams, levels, texts, None)
+        context = net.contexts(streams, streams, levels, texts, None)
         gates.append(context["video"].bridge.modulation.values[:, :, 4])
         assert torch.equal(
             context["video"].bridge.modulation.values[:, :, :4],

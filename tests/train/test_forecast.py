@@ -47,6 +47,8 @@ def test_accumulation_and_processes_divide_the_step():
     assert spread.step_s == pytest.approx(whole.step_s / 4, rel=1e-2)
     assert spread.one.memory.states == pytest.approx(whole.one.memory.states / 4, rel=1e-3)
     assert one(recipe(), processes=4).one.memory.states == whole.one.memory.states
+    shared = one(recipe(parallel=ParallelConfig("ddp", context=4)), processes=4)
+    assert (shared.config.batch, shared.step_s) == (16, pytest.approx(whole.step_s / 4))
     with pytest.raises(ConfigError, match="batch: 16 clips"):
         one(recipe(), processes=3)
 
@@ -82,10 +84,10 @@ def test_every_shape_has_its_line_and_its_clips():
 def test_it_prints_parameters_steps_and_hours():
     out = io.StringIO()
     config = recipe()
-    show(config, ForecastConfig(device_tflops=0.1), Console(file=out, width=plan.WIDEST))
+    show(config, ForecastConfig(device_tflops=0.1, efficiency=0.25), Console(file=out, width=plan.WIDEST))
     text = out.getvalue()
     assert f"{parameters(config.model).total:,}" in text
-    hours = config.steps * one(config).one.cost.executed / (0.1e12 * plan.EFFICIENCY) / 3600
+    hours = config.steps * one(config).one.cost.executed / (0.1e12 * 0.25) / 3600
     assert f"{config.steps:,} steps: {hours:.3g} h" in text
     assert "…" not in text
 

@@ -17,6 +17,7 @@ from avgen.train.config import LoraConfig, OptimizerConfig, ParallelConfig, Part
 from avgen.train.loop import optimise, train
 from avgen.train.metrics import part_of
 from avgen.train.optim import LossScale, Muon, orthogonalised
+from avgen.train.parallel import Processes
 from avgen.train.run import built, export, prepare
 from tests.models.factory import model, scatter
 from tests.train.test_train import Clips, config, quiet, same, weights
@@ -33,6 +34,18 @@ def test_a_mesh_holds_all_processes(replicate, shard):
         ParallelConfig("hsdp", shard=shard, replicate=replicate).mesh(processes + 1)
 
 
+@given(st.integers(1, 6), st.integers(1, 4))
+def test_those_that_share_clips_are_neighbours_and_the_weights_do_not_mind(readers, context):
+    processes = readers * context
+    for strategy, mesh in (("ddp", (processes, 1)), ("fsdp", (1, processes))):
+        assert ParallelConfig(strategy, context=context).mesh(processes) == mesh
+    all_of_them = [Processes(rank, processes, context, None, None) for rank in range(processes)]
+    assert [p.reader for p in all_of_them] == sorted(list(range(readers)) * context)
+    assert [p.rank for p in all_of_them if p.leads] == list(range(0, processes, context))
+    with pytest.raises(ValueError, match=rf"context={processes + 1} must divide the number of processes, {processes}:"):
+        ParallelConfig("ddp", context=processes + 1).mesh(processes)
+
+
 def test_a_node_holds_a_copy_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert ParallelConfig("hsdp").mesh(8) == (2, 4)
@@ -43,7 +56,6 @@ def test_a_node_holds_a_copy_unless_told_otherwise(monkeypatch):
     [
         ({"strategy": "ddp", "shard": 2}, "shard=2 must be 1 where strategy=ddp"),
         ({"strategy": "fsdp", "replicate": 2}, "replicate=2 must be 1 where strategy=fsdp"),
-        ({"context": 2}, "context=2 must be 1"),
         ({"shard": 0}, "shard=0 must be at least 1"),
     ],
 )
