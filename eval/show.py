@@ -15,7 +15,9 @@ def table(summary: dict[str, Any]) -> Any:
     title = f"{suite['name']}: {suite['clips']} clips of {suite['prompts']} prompts, {suite['missing']} missing"
     shown = Table(title=title, title_justify="left")
     for column in ("metric", "", "mean", "95 %", "unit", "n", "coverage", "null", "ceiling"):
-        shown.add_column(column, justify="left" if column in ("metric", "unit", "") else "right")
+        left = column in ("metric", "unit", "")
+        # a name cut short is no name
+        shown.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=column == "metric")
     for name, found in {**summary["metrics"], **summary["sets"]}.items():
         definition = found["definition"]
         nulls = found.get("nulls", {})

@@ -264,3 +264,23 @@ def test_a_users_mistake_is_one_line(
 ) -> None:
     assert main(["eval", f"clips={toys}", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_set_metrics_see_the_clips_that_have_an_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "GROUPS", (registry.Group("shades", "shades", "tests.eval.shades"),))
+    (tmp_path / "clips").mkdir()
+    prompts = []
+    for name, made, real in (("a", 10, 20), ("b", 30, 40), ("fails", 50, 60)):
+        for path, shade in ((tmp_path / "clips" / f"{name}.mp4", made), (tmp_path / f"{name}_real.mp4", real)):
+            write_clip(path, Clip(np.full((8, 32, 32, 3), shade, np.uint8), None, 8.0, None))
+        prompts.append({"id": name, "text": name, "reference": f"{name}_real.mp4"})
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    asked = config(
+        tmp_path / "clips", tmp_path / "out", suite="plain", prompts=tmp_path / "suite.jsonl", metrics=("shades",)
+    )
+    for _ in range(2):  # measured, then from the cache
+        found = run.evaluate(asked)["sets"]["shades.gap"]
+        assert found["n"] == {"ok": 2, "not_applicable": 0, "failed": 1, "skipped": 0}
+        assert found["mean"] == pytest.approx(np.sqrt(3) * 10, abs=2)
+        assert (found["prompts"], found["references"]) == (2, 2)
+        assert "no shade" in next(iter(found["reasons"]))
