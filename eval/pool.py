@@ -32,7 +32,7 @@ class _Worker:
 
 def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Any]]:
     """(place, work(*task)) of every task, in the order in which they end. `work` and tasks must be picklable."""
-    if workers <= 1 or len(tasks) <= 1:
+    if workers <= 1 or not tasks:  # one task alone may still be the one that kills its process
         yield from ((place, work(*task)) for place, task in enumerate(tasks))
         return
     context: Any = multiprocessing.get_context(METHOD)

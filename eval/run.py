@@ -89,7 +89,8 @@ def evaluate(config: EvalConfig, console: Any = None) -> dict[str, Any]:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     config.out.mkdir(parents=True, exist_ok=True)
     mine = range(rank, len(plan.jobs), ranks)
-    fresh = fill(plan, mine, config.workers or os.cpu_count() or 1, console if rank == 0 else None)
+    workers = config.workers or os.cpu_count() or 1
+    fresh = fill(plan, mine, workers, console if rank == 0 else None)
     if ranks > 1:
         from accelerate import PartialState
 
@@ -97,7 +98,7 @@ def evaluate(config: EvalConfig, console: Any = None) -> dict[str, Any]:
         if rank > 0:
             return {}
         # what other ranks measured and did not keep is measured again: a failure is told by whoever reports it
-        fresh |= fill(plan, [i for i in range(len(plan.jobs)) if i not in mine], 1, None)
+        fresh |= fill(plan, [i for i in range(len(plan.jobs)) if i not in mine], workers, None)
     return written(config, plan, fresh)
 
 
