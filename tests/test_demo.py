@@ -13,7 +13,8 @@ from avgen.data.media import probe
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.demo.__main__ import main
 from avgen.demo.figures import Figure
-from avgen.demo.stages import frames_of, varied, waves_of
+from avgen.demo.showing import varied
+from avgen.demo.stages import frames_of, waves_of
 from avgen.models import fit_codecs
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video

@@ -13,18 +13,23 @@ def main(argv: list[str] | None = None) -> int:
         DemoConfig,
         "demo",
         argv,
-        "render toybox clips, encode and decode them, and say how well each part does",
-        ["avgen demo", "avgen demo quick=true", "avgen demo out=runs/square world.width=64 world.height=64"],
+        "render toybox clips, fit codecs, train a model, let it make clips, and say how well each part does",
+        ["avgen demo", "avgen demo quick=true", "avgen demo recipe=toybox_long heldout_clips=100 out=runs/demo_long"],
     )
     if config.quick:
         config = replace(config, fit_clips=min(config.fit_clips, 96), test_clips=min(config.test_clips, 20))
         config = replace(config, shown_clips=min(config.shown_clips, config.test_clips))
+        config = replace(config, sampled_clips=min(config.sampled_clips, 4), samples_shown=min(config.samples_shown, 1))
     # here, not above: a mistyped key must not wait for the models to be imported
     from rich.console import Console
 
+    from avgen.demo.learned import Unfinished
     from avgen.demo.stages import run
 
-    run(config, Console())
+    try:
+        run(config, Console())
+    except Unfinished as stopped:
+        return stopped.code
     return 0
 
 

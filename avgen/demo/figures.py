@@ -21,6 +21,8 @@ class Figure:
     unit: str = ""
     at_least: float | None = None  # the bar it has to reach ...
     at_most: float | None = None  # ... or to stay under
+    low: float | None = None  # its 95 % interval over clips, where there is one
+    high: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -28,6 +30,11 @@ class Figure:
         if self.at_least is not None:
             return self.value >= self.at_least
         return None if self.at_most is None else self.value <= self.at_most
+
+    @property
+    def shown(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.4g} - {self.high:.4g})"
+        return f"{self.value:.4g}{interval} {self.unit}".strip()
 
     @property
     def bar(self) -> str:
@@ -44,7 +51,7 @@ def figure_table(figures: Sequence[Figure]) -> Table:
     table.add_column("")
     for figure in figures:
         verdict = {True: "[green]met[/green]", False: "[red]not met[/red]", None: ""}[figure.met]
-        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}".strip(), figure.bar, verdict)
+        table.add_row(figure.name, figure.shown, figure.bar, verdict)
     return table
 
 

@@ -1,7 +1,7 @@
 """The demo's stages: each adds figures to one table and files to one folder.
 
-Today: the embedded world, the event reader, the embedded codecs. Training, sampling and evaluation join STAGES,
-fed by the same Workshop.
+The embedded world and the event reader, the embedded codecs, a model trained from nothing, and what it makes of
+held-out items; at last the page.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ from avgen.data.toybox import Toybox, ToyClip
 from avgen.data.toybox.reader import Score, read_events, score
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure, figure_table, reader_row, reader_table
+from avgen.demo.learned import Answers, examine, held_against_bars, together, train
+from avgen.demo.page import write_page
+from avgen.demo.showing import enlarged, varied
 from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import fit_folder, load_or_fit
+from avgen.sample.scores import Found
+from avgen.sample.scores import plain as plain_scores
+from avgen.sample.scores import table as scores_table
+from avgen.train.config import TrainConfig
 from avgen.types import Clip
-
-SHOWN_PIXELS = 256  # side of the written clips: players make a poor job of 32 pixels
 
 
 @dataclass
@@ -48,6 +53,8 @@ class Workshop:
     codecs: tuple[VideoCodec, AudioCodec] | None = None
     decoded: Sequence[Clip] = ()  # the test clips after encode and decode
     scores: dict[str, Score] = field(default_factory=dict)
+    run: TrainConfig | None = None  # of the trained model
+    answered: Sequence[Answers] = ()  # what it made of held-out items
 
     def each(self, items: Sequence[Any], doing: str) -> Iterable[Any]:
         return track(items, doing, console=self.console, transient=True)
@@ -60,10 +67,16 @@ def run(config: DemoConfig, console: Console) -> list[Figure]:
     figures: list[Figure] = []
     for stage in STAGES:
         figures += stage(shop)
-    console.print(figure_table(figures))
+    found = together(shop.answered)
     console.print(reader_table(shop.scores))
-    write_figures(config, figures, shop.scores)
-    console.print(f"Clips, contact sheet and figures.json are in [bold]{config.out}[/bold].")
+    console.print(scores_table(found))
+    console.print(figure_table(figures))
+    write_figures(config, figures, shop.scores, found)
+    model = f"recipe={config.recipe}, {shop.run.steps:,} steps" if shop.run else ""
+    page = write_page(config.out, figures, shop.answered, model, config.quick)
+    console.print(
+        f"Clips, contact sheet and figures.json are in [bold]{config.out}[/bold]; look at [bold]{page}[/bold]."
+    )
     if config.quick:
         console.print("quick=true: too few clips for these figures to mean much.")
     return figures
@@ -122,7 +135,30 @@ def codec_stage(shop: Workshop) -> list[Figure]:
     ]
 
 
-STAGES: tuple[Callable[[Workshop], list[Figure]], ...] = (world_stage, media_stage, codec_stage)
+def train_stage(shop: Workshop) -> list[Figure]:
+    """Train the recipe's model, or go on, or take the one that was trained before with the same settings."""
+    shop.run, seconds = train(shop.config, shop.console)
+    return [Figure("model: time to train", seconds / 60, "min", at_most=MOST_MINUTES.get(shop.config.recipe))]
+
+
+def sample_stage(shop: Workshop) -> list[Figure]:
+    """Text, first frame, picture or sound of held-out items to clips, and what the reader makes of them."""
+    assert shop.run is not None
+    shop.answered, seconds = examine(shop.config, shop.run, shop.console)
+    figures = held_against_bars(shop.config.recipe, together(shop.answered))
+    if math.isfinite(seconds):  # nothing was made where all lay there
+        figures.insert(0, Figure("model: clips made and read per minute", 60 / seconds, "1/min"))
+    return figures
+
+
+STAGES: tuple[Callable[[Workshop], list[Figure]], ...] = (
+    world_stage,
+    media_stage,
+    codec_stage,
+    train_stage,
+    sample_stage,
+)
+MOST_MINUTES = {"toybox": 10.0, "toybox_long": 60.0}  # of training, on two cores
 
 
 def rendering_speed(world: Toybox, clips: int = 100, repeats: int = 3) -> float:
@@ -212,40 +248,31 @@ def show(shop: Workshop) -> None:
     contact_sheet(clips, captions, marks).save(config.out / "contact_sheet.png", optimize=True)
 
 
-def varied(items: Sequence[ToyClip], count: int) -> list[int]:
-    """Places of `count` clips that differ in who acts: a new kind of visible actor first, then the others in order."""
-    kinds_shown: set[str] = set()
-    first: list[int] = []
-    for i, item in enumerate(items):
-        kinds = {actor.kind for actor in item.facts.actors if actor.visible and actor.audible}
-        if kinds - kinds_shown:
-            kinds_shown |= kinds
-            first.append(i)
-    return (first + [i for i in range(len(items)) if i not in first])[:count]
-
-
 def side_by_side(left: Clip, right: Clip) -> Clip:
     """Both pictures in one, enlarged; the left clip's sound on the left."""
     assert left.video is not None
     assert right.video is not None
-    scale = max(1, SHOWN_PIXELS // left.video.shape[1])
-    picture = np.concatenate([left.video, right.video], axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
+    picture = np.concatenate([left.video, right.video], axis=2)
     sound = np.stack([waves_of([clip])[0].mean(0).numpy() for clip in (left, right)])
-    return replace(left, video=picture, audio=sound)
+    return enlarged(replace(left, video=picture, audio=sound))
 
 
-def write_figures(config: DemoConfig, figures: Sequence[Figure], scores: dict[str, Score]) -> None:
-    """figures.json: every number of both tables, and what made them; null where there was nothing to count."""
+def write_figures(config: DemoConfig, figures: Sequence[Figure], scores: dict[str, Score], found: Found) -> None:
+    """figures.json: every number of all tables, and what made them; null where there was nothing to count."""
 
-    def counted(value: float) -> float | None:
-        return value if math.isfinite(value) else None
+    def counted(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     said = {
         "schema": 1,
         "avgen": __version__,
         "config": to_plain(config),
         "fingerprint": fingerprint(config),
-        "figures": [{**asdict(figure), "value": counted(figure.value), "met": figure.met} for figure in figures],
+        "figures": [
+            {**{name: counted(value) for name, value in asdict(figure).items()}, "met": figure.met}
+            for figure in figures
+        ],
         "reader": {name: {k: counted(v) for k, v in reader_row(read).items()} for name, read in scores.items()},
+        "scores": plain_scores(found),
     }
     (config.out / "figures.json").write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,223 @@
+"""The learned half of the demo: train a model, let it make clips of held-out items, have them judged.
+
+Each task's clips and figures lie in a folder named by all that decides them, so an interrupted demo goes on and a
+finished one only prints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from avgen.config import fingerprint, load
+from avgen.data.toybox import ToyClip
+from avgen.data.toybox.world import Split
+from avgen.demo.config import DemoConfig
+from avgen.demo.figures import Figure
+from avgen.demo.showing import Shown, show_made, varied
+from avgen.sample.exam import TASKS, Exam, crew
+from avgen.sample.folder import open_pipeline
+from avgen.sample.judge import Estimate, Judge, Scored
+from avgen.sample.method import Method
+from avgen.sample.scores import Found, answers, judge_of, scored
+from avgen.sample.solvers import SolverConfig
+from avgen.train.config import TrainConfig
+
+BATCH = 20  # clips made at once
+QUICK_STEPS = 4  # of training, and of the solver
+
+
+class Unfinished(RuntimeError):
+    """Training stopped before its end and has said why; the same command goes on."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"training ended with exit code {code}")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model made of one split's items for one task."""
+
+    split: Split
+    found: Found
+    shown: tuple[Shown, ...]
+
+
+def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
+    """The training run as `avgen train` would be told, in a folder of its own for each choice of settings."""
+    words = [f"recipe={config.recipe}", f"data.codecs={config.out / 'codecs'}"]
+    if config.quick:
+        words += [
+            *(f"steps={QUICK_STEPS}", "task_stages=[]", "data.workers=0", "validation_clips=2", "log_every=1"),
+            # the demo's own clips, so that the codecs are fitted once
+            *(f"data.fit_clips={config.fit_clips}", f"data.world.scenes=[{','.join(config.world.scenes)}]"),
+        ]
+    plain = load(TrainConfig, "train", words)
+    out = config.out / "model" / fingerprint(replace(plain, out=Path()))[:8]
+    return [*words, f"out={out}"], replace(plain, out=out)
+
+
+def train(config: DemoConfig, console: Console) -> tuple[TrainConfig, float]:
+    """The trained run and the seconds it took, now or before."""
+    words, run = settings(config)
+    record = run.out / "demo.json"
+    before = json.loads(record.read_text()) if record.is_file() else {"seconds": 0.0, "done": False}
+    if before["done"]:
+        console.print(f"trained before: {run.out}")
+        return run, float(before["seconds"])
+    from avgen.train.__main__ import main
+
+    console.print(f"training: avgen train {' '.join(words)}", highlight=False)
+    began = time.perf_counter()
+    code = main(words)
+    seconds = before["seconds"] + time.perf_counter() - began
+    if run.out.is_dir():
+        record.write_text(json.dumps({"seconds": seconds, "done": code == 0}) + "\n")
+    if code:
+        raise Unfinished(code)
+    return run, seconds
+
+
+def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[list[Answers], float]:
+    """Every task over unseen items, and over unseen combinations if asked for; seconds per clip made and read."""
+    method = Method(SolverConfig(steps=QUICK_STEPS) if config.quick else SolverConfig(), precision="bf16")
+    pipeline = open_pipeline(run.out)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    splits: list[tuple[Split, int]] = [("test", config.sampled_clips)]
+    if config.heldout_clips:
+        splits.append(("heldout", config.heldout_clips))
+    answered = []
+    made, spent_s = 0, 0.0
+    with Progress(*columns, console=console, transient=True) as bar, crew(run.out, pipeline, None) as reader:
+        for split, clips in splits:
+            exam = Exam.of(pipeline, run.data.worlds[0], split, config.seed, clips, method)
+            key = fingerprint((pipeline.fingerprint, exam, config.samples_shown))[:8]
+            judge: Judge | None = None
+            for task in TASKS:
+                folder = config.out / "samples" / key / task
+                if not (folder / "answers.json").is_file():
+                    if judge is None:
+                        doing = bar.add_task(f"{split} items through the codecs", total=2 * clips)
+                        judge = judge_of(exam, reader, BATCH, lambda n, doing=doing: bar.advance(doing, n))  # type: ignore[misc]
+                    doing = bar.add_task(f"{task}, {split} items", total=clips)
+                    began = time.perf_counter()
+                    read = answers(exam, task, reader, BATCH, lambda n, doing=doing: bar.advance(doing, n))  # type: ignore[misc]
+                    spent_s += time.perf_counter() - began
+                    made += clips
+                    folder.mkdir(parents=True, exist_ok=True)
+                    asked = [exam.asked(task, i) for i in range(clips)]
+                    shown = show_made(folder, config.out, exam, task, asked, read, chosen(asked, config.samples_shown))
+                    write(folder / "answers.json", scored(judge, task, read, config.seed), shown)
+                answered.append(read_answers(folder / "answers.json", split))
+    return answered, spent_s / made if made else math.nan
+
+
+def chosen(asked: Sequence[ToyClip], count: int) -> list[int]:
+    """Clips of different actors, the first of each caption."""
+    first = [i for i, item in enumerate(asked) if i == 0 or item.caption != asked[i - 1].caption]
+    return [first[i] for i in varied([asked[i] for i in first], count)]
+
+
+def write(path: Path, found: Found, shown: Sequence[Shown]) -> None:
+    figures = {name: {figure: asdict(s) for figure, s in rows.items()} for name, rows in found.items()}
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps({"found": figures, "shown": [asdict(s) for s in shown]}))
+    draft.replace(path)
+
+
+def read_answers(path: Path, split: Split) -> Answers:
+    said = json.loads(path.read_text())
+
+    def estimated(plain: dict[str, Any] | None) -> Any:
+        return None if plain is None else Estimate(**plain)
+
+    found = {
+        name: {
+            figure: Scored(*(estimated(s[part]) for part in ("figure", "ceiling", "null")))
+            for figure, s in rows.items()
+        }
+        for name, rows in said["found"].items()
+    }
+    return Answers(split, found, tuple(Shown(**shown) for shown in said["shown"]))
+
+
+def together(answered: Sequence[Answers]) -> Found:
+    """All figures; those of unseen combinations under names of their own."""
+    return {
+        name if a.split == "test" else f"{name} ({a.split})": rows for a in answered for name, rows in a.found.items()
+    }
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure has to reach: a value of its own, a share of its ceiling, or a distance above its null."""
+
+    task: str
+    figure: str
+    at_least: float
+    of: str = "itself"  # or "ceiling", "null"
+
+    def held_against(self, found: Found) -> Figure | None:
+        s = found.get(self.task, {}).get(self.figure)
+        if s is None:
+            return None
+        name = f"{self.task}: {self.figure}"
+        if self.of == "ceiling":
+            top = s.ceiling.value or math.nan
+            e = s.figure
+            return Figure(
+                f"{name}, share of its ceiling", e.value / top, "", self.at_least, low=e.low / top, high=e.high / top
+            )
+        if self.of == "null":
+            assert s.null is not None
+            return Figure(f"{name}, above its null", s.figure.value - s.null.value, "", self.at_least)
+        unit = "dB" if "dB" in self.figure else ""
+        return Figure(
+            name.removesuffix(", dB"), s.figure.value, unit, self.at_least, low=s.figure.low, high=s.figure.high
+        )
+
+
+CAPTIONS = tuple(
+    Bar("t2av", f"caption {what}", least) for what, least in (("kind", 0.9), ("colour", 0.9), ("count", 0.75))
+)
+FIRST_FRAME = (
+    Bar("i2av", "first frame, dB", 30),
+    *(Bar("i2av", f"caption {what}", 0.9) for what in ("kind", "colour")),
+)
+SCENES = ("silent", "offscreen", "turn", "pair")
+BARS: dict[str, tuple[Bar, ...]] = {
+    "toybox": (
+        *(Bar("t2av", "sync", 0.8, "ceiling"), Bar("t2av", "sync", 0.2, "null")),
+        *(Bar("v2a", "onset", 0.9, "ceiling"), Bar("a2v", "onset", 0.75, "ceiling")),
+        *FIRST_FRAME,
+        *CAPTIONS,
+    ),
+    "toybox_long": (
+        *(Bar(task, "sync", 0.92, "ceiling") for task in ("t2av", "i2av")),
+        *(Bar(task, "onset", 0.92, "ceiling") for task in ("v2a", "a2v")),
+        *(Bar(f"{task}, {scene}", "right", 0.85) for task in TASKS for scene in SCENES),
+        *FIRST_FRAME,
+        *CAPTIONS,
+    ),
+}
+
+
+def held_against_bars(recipe: str, found: Found) -> list[Figure]:
+    """A recipe without bars of its own is shown those of toybox."""
+    figures = [bar.held_against(found) for bar in BARS.get(recipe, BARS["toybox"])]
+    return [figure for figure in figures if figure is not None]
