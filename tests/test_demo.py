@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from avgen import command
+from avgen.config import load
 from avgen.data.media import probe
 from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.demo import learned
 from avgen.demo.__main__ import main
+from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
+from avgen.demo.learned import Bar
 from avgen.demo.showing import varied
 from avgen.demo.stages import frames_of, waves_of
 from avgen.models import fit_codecs
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
+from avgen.sample.judge import Estimate, Scored
 
 
 def test_a_bar_is_met_or_not_or_absent() -> None:
@@ -46,16 +56,72 @@ def rough_fit(world_config: ToyboxConfig, n_clips: int, seed: int) -> tuple[Patc
     return video.eval(), audio.eval()
 
 
+class Sources(HTMLParser):
+    """Every file that a page shows, and whatever else it reaches for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.files += [value for name, value in attrs if name in ("src", "href") and value]
+
+
+def test_figures_are_held_against_shares_of_ceilings_and_distances_from_nulls() -> None:
+    s = Scored(Estimate(0.6, 0.5, 0.7, 9), Estimate(0.8, 0.7, 0.9, 9), Estimate(0.5, 0.4, 0.6, 9))
+    found = {"t2av": {"sync": s}}
+    share = Bar("t2av", "sync", 0.7, "ceiling").held_against(found)
+    above = Bar("t2av", "sync", 0.2, "null").held_against(found)
+    plain = Bar("t2av", "sync", 0.5).held_against(found)
+    assert share is not None
+    assert above is not None
+    assert plain is not None
+    assert (share.value, share.low, share.high, share.met) == (pytest.approx(0.75), 0.5 / 0.8, 0.7 / 0.8, True)
+    assert (above.value, above.met) == (pytest.approx(0.1), False)
+    assert (plain.value, plain.met) == (0.6, True)
+    assert Bar("v2a", "onset", 0.5).held_against(found) is None
+
+
+def test_training_goes_on_after_a_stop_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(load(DemoConfig, "demo", []), out=tmp_path)
+    codes, told = [command.INTERRUPTED, 0], []
+
+    def main(words: list[str]) -> int:
+        told.append(words)
+        learned.settings(config)[1].out.mkdir(parents=True, exist_ok=True)
+        return codes.pop(0)
+
+    monkeypatch.setattr("avgen.train.__main__.main", main)
+    with pytest.raises(learned.Unfinished) as stopped:
+        learned.train(config, Console(quiet=True))
+    assert stopped.value.code == command.INTERRUPTED
+    run, first = learned.train(config, Console(quiet=True))
+    again, seconds = learned.train(config, Console(quiet=True))
+    assert told[0] == told[1]
+    assert len(told) == 2
+    assert (again, seconds) == (run, first)
+    other = learned.settings(replace(config, recipe="toybox_shapes"))[1]
+    assert other.out != run.out
+    with pytest.raises(ValueError, match="recipe"):
+        learned.settings(replace(config, recipe="nothing"))
+
+
 @pytest.mark.slow
 def test_the_demo_runs_and_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_codecs, "fit_embedded", rough_fit)
-    argv = [f"out={tmp_path}", "fit_clips=24", "test_clips=6", "shown_clips=2"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # clips are made in this process
+    argv = [f"out={tmp_path}", "quick=true", "fit_clips=24", "test_clips=6", "shown_clips=2", "sampled_clips=2"]
     assert main(argv) == 0
     said = json.loads((tmp_path / "figures.json").read_text())
     assert set(said["reader"]) == {"as rendered", "after H.264 + AAC", "after the codecs"}
     values = {figure["name"]: figure["value"] for figure in said["figures"]}
     assert values["codecs: video tokens per clip"] == 8 * 4 * 4  # 16 frames by 2, 32 pixels by 8
     assert values["codecs: time to fit"] > 0
+    assert values["model: time to train"] > 0
+    assert {"t2av", "i2av", "v2a", "a2v"} <= set(said["scores"])
+    assert {f"t2av: sync, {against}" for against in ("share of its ceiling", "above its null")} <= set(values)
     clips = sorted(tmp_path.glob("clip_*.mp4"))
     assert len(clips) == 2
     info = probe(clips[0])
@@ -65,10 +131,23 @@ def test_the_demo_runs_and_leaves_what_it_says(tmp_path: Path, monkeypatch: pyte
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width == 1400
 
+    page = Sources()
+    page.feed((tmp_path / "index.html").read_text())
+    assert {"video", "audio", "img", "table"} <= page.tags
+    assert not {"script", "link"} & page.tags
+    shown = [file for file in page.files if file.startswith("samples/")]
+    assert len(shown) == 4 * 2 + 3  # a clip and a sheet per task, and what three of them were given
+    assert all((tmp_path / file).stat().st_size > 0 for file in page.files)
+    made = {file: (tmp_path / file).stat().st_mtime_ns for file in page.files}
+
     def never(*_: object) -> None:
-        raise AssertionError("the fit of the first run was not used")
+        raise AssertionError("what the first run made was not used")
 
     monkeypatch.setattr(fit_codecs, "fit_embedded", never)
+    monkeypatch.setattr("avgen.train.__main__.main", never)
     assert main(argv) == 0
+    again = json.loads((tmp_path / "figures.json").read_text())
+    assert again["scores"] == said["scores"]
+    assert all((tmp_path / file).stat().st_mtime_ns == made[file] for file in shown)
     with pytest.raises(AssertionError, match="was not used"):
         main([*argv, "refit=true"])

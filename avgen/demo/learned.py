@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avgen.config import fingerprint, load
-from avgen.data.toybox import ToyClip
+from avgen.data.toybox import ToyboxConfig, ToyClip
 from avgen.data.toybox.world import Split
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
@@ -29,7 +29,7 @@ from avgen.sample.judge import Estimate, Judge, Scored
 from avgen.sample.method import Method
 from avgen.sample.scores import Found, answers, judge_of, scored
 from avgen.sample.solvers import SolverConfig
-from avgen.train.config import TrainConfig
+from avgen.train.config import ToyboxData, TrainConfig
 
 BATCH = 20  # clips made at once
 QUICK_STEPS = 4  # of training, and of the solver
@@ -58,10 +58,13 @@ def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
     if config.quick:
         words += [
             *(f"steps={QUICK_STEPS}", "task_stages=[]", "data.workers=0", "validation_clips=2", "log_every=1"),
+            "samples.every=0",
             # the demo's own clips, so that the codecs are fitted once
             *(f"data.fit_clips={config.fit_clips}", f"data.world.scenes=[{','.join(config.world.scenes)}]"),
         ]
     plain = load(TrainConfig, "train", words)
+    if not isinstance(plain.data, ToyboxData):
+        raise ValueError(f"recipe={config.recipe} does not train on the toybox, whose events the demo judges by")
     out = config.out / "model" / fingerprint(replace(plain, out=Path()))[:8]
     return [*words, f"out={out}"], replace(plain, out=out)
 
@@ -105,7 +108,7 @@ def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[lis
     made, spent_s = 0, 0.0
     with Progress(*columns, console=console, transient=True) as bar, crew(run.out, pipeline, None) as reader:
         for split, clips in splits:
-            exam = Exam.of(pipeline, run.data.worlds[0], split, config.seed, clips, method)
+            exam = Exam.of(pipeline, world_of(run), split, config.seed, clips, method)
             key = fingerprint((pipeline.fingerprint, exam, config.samples_shown))[:8]
             judge: Judge | None = None
             for task in TASKS:
@@ -125,6 +128,11 @@ def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[lis
                     write(folder / "answers.json", scored(judge, task, read, config.seed), shown)
                 answered.append(read_answers(folder / "answers.json", split))
     return answered, spent_s / made if made else math.nan
+
+
+def world_of(run: TrainConfig) -> ToyboxConfig:
+    assert isinstance(run.data, ToyboxData)
+    return run.data.worlds[0]
 
 
 def chosen(asked: Sequence[ToyClip], count: int) -> list[int]:

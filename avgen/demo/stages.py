@@ -72,7 +72,7 @@ def run(config: DemoConfig, console: Console) -> list[Figure]:
     console.print(scores_table(found))
     console.print(figure_table(figures))
     write_figures(config, figures, shop.scores, found)
-    model = f"recipe={config.recipe}, {shop.run.steps:,} steps" if shop.run else ""
+    model = f"recipe={config.recipe}, {shop.run.steps:,} steps, in {shop.run.out}" if shop.run else ""
     page = write_page(config.out, figures, shop.answered, model, config.quick)
     console.print(
         f"Clips, contact sheet and figures.json are in [bold]{config.out}[/bold]; look at [bold]{page}[/bold]."

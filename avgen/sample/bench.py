@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +34,7 @@ class BenchConfig:
     """What is measured, on which model."""
 
     model: Path = Path("runs/toybox")  # as in avgen sample
-    measure: tuple[str, ...] = ("cost", "solvers", "seams")  # of these
+    measure: tuple[str, ...] = ("start", "cost", "solvers", "seams")  # of these
     batch: int = 4  # clips at once
     repeats: int = 5  # of each timing, taken in turn; the median counts
     reference_steps: int = 200  # of heun, that solvers are held against
@@ -48,6 +51,19 @@ class BenchConfig:
 def clean_batch(pipeline: AVPipeline, size: int) -> Batch:
     requests, given = [Request(CAPTION)] * size, [GivenMedia(T2AV)] * size
     return pipeline.batch(requests, given, pipeline.trained_form).to(pipeline.model.device)
+
+
+def start(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
+    """From a shell to a clip on the disk: interpreter, libraries, model, one clip."""
+    with tempfile.TemporaryDirectory() as out:
+        words = [f"model={config.model}", f"prompt={CAPTION}", f"out={out}", "precision=bf16"]
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "avgen.sample", *words], check=True, capture_output=True)
+        yield "cold start to first clip", f"{time.perf_counter() - began:.1f} s"
+    size, method = 16, Method(precision="bf16")
+    began = time.perf_counter()
+    pipeline.make([Request(CAPTION, seed=i) for i in range(size)], "t2av", pipeline.trained_form, method)
+    yield f"clips per minute, bf16, batch {size}", f"{60 * size / (time.perf_counter() - began):.1f}"
 
 
 @torch.no_grad()
@@ -111,6 +127,7 @@ def seams(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
 
 
 MEASURES: dict[str, Callable[[AVPipeline, BenchConfig], Iterator[Row]]] = {
+    "start": start,
     "cost": cost,
     "solvers": solvers,
     "seams": seams,

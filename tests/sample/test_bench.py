@@ -29,9 +29,12 @@ def test_a_seam_is_found_and_a_smooth_clip_has_none():
     assert np.median(whole["picture"]) < 0.9
 
 
-@pytest.mark.parametrize("name", MEASURES)
-def test_every_measure_gives_its_rows(name):
-    config = BenchConfig(batch=1, repeats=1, reference_steps=2, long_s=2.0)
-    rows = list(MEASURES[name](pipeline(), config))
+@pytest.mark.parametrize("name", [pytest.param(m, marks=pytest.mark.slow if m == "start" else ()) for m in MEASURES])
+def test_every_measure_gives_its_rows(name, tmp_path):
+    pipe = pipeline()
+    if name == "start":  # in a process of its own, from a folder
+        pipe.save_pretrained(tmp_path)
+    config = BenchConfig(model=tmp_path, batch=1, repeats=1, reference_steps=2, long_s=2.0)
+    rows = list(MEASURES[name](pipe, config))
     assert rows
     assert all(what and value for what, value in rows)
