@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,6 +26,7 @@ from avgen.demo.stages import frames_of, waves_of
 from avgen.models import fit_codecs
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
+from avgen.sample import exam
 from avgen.sample.judge import Estimate, Scored
 
 
@@ -111,7 +111,7 @@ def test_training_goes_on_after_a_stop_and_is_not_repeated(tmp_path: Path, monke
 @pytest.mark.slow
 def test_the_demo_runs_and_leaves_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_codecs, "fit_embedded", rough_fit)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})  # clips are made in this process
+    monkeypatch.setattr(exam, "cores", lambda: 1)  # clips are made in this process
     argv = [f"out={tmp_path}", "quick=true", "fit_clips=24", "test_clips=6", "shown_clips=2", "sampled_clips=2"]
     assert main(argv) == 0
     said = json.loads((tmp_path / "figures.json").read_text())

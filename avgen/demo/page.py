@@ -44,6 +44,8 @@ video, img, audio { display: block; width: 100%; max-width: 100%; border-radius:
 .pair img { image-rendering: pixelated; }
 .card p { margin: .6rem 0 0; }
 .sheet { margin-top: .6rem; }
+@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .25rem .3rem; white-space: normal; }
+  th:first-child, td:first-child { min-width: 7rem; } }
 """
 
 
@@ -59,10 +61,6 @@ def write_page(out: Path, figures: Sequence[Figure], answered: Sequence[Answers]
         "<p>quick=true: too little training and too few clips for these figures to mean much.</p>" if quick else "",
         "<h2>Figures and their bars</h2>",
         bars_table(figures),
-        "<h2>Held-out items, by the event reader</h2>",
-        '<p class="faint">In brackets 95 % intervals over clips. Ceiling: the real clips through the codecs. Null: the'
-        " sound, or picture, of another clip of equal caption in its place.</p>",
-        scores_table(together(answered)),
     ]
     for task, (title, about) in TASKS.items():
         shown = [s for a in answered if a.split == "test" for s in a.shown if s.task == task]
@@ -70,6 +68,10 @@ def write_page(out: Path, figures: Sequence[Figure], answered: Sequence[Answers]
             parts += [f"<h2>{title}</h2>", f'<p class="faint">{about}</p>', '<div class="cards">']
             parts += [*(card(s) for s in shown), "</div>"]
     parts += [
+        "<h2>Held-out items, by the event reader</h2>",
+        '<p class="faint">In brackets 95 % intervals over clips. Ceiling: the real clips through the codecs. Null: the'
+        " sound, or picture, of another clip of equal caption in its place.</p>",
+        scores_table(together(answered)),
         "<h2>The world and its codecs</h2>",
         '<p class="faint">Unseen clips as rendered, and after encode and decode.</p>',
         '<img src="contact_sheet.png" alt="Frames over the waveform of unseen clips">',

@@ -25,6 +25,7 @@ from avgen.tasks import NAMED
 from avgen.types import Clip
 
 TASKS = ("t2av", "i2av", "v2a", "a2v")
+MOST_PROCESSES = 16  # unless asked for: each holds the libraries, half a GiB
 What = Literal["t2av", "i2av", "v2a", "a2v", "real", "twins"]
 
 
@@ -114,9 +115,9 @@ def alone(pipeline: AVPipeline) -> Reader:
 def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[Reader]:
     """So many processes, each with the model and one thread: a toy's layers are too small to be shared by threads.
 
-    None: one per core without an accelerator, else this process alone.
+    None: one per core (of at most MOST_PROCESSES) without an accelerator, else this process alone.
     """
-    count = processes or (len(os.sched_getaffinity(0)) if pipeline.model.device.type == "cpu" else 1)
+    count = processes or (min(cores(), MOST_PROCESSES) if pipeline.model.device.type == "cpu" else 1)
     if count == 1:
         yield alone(pipeline)
         return
@@ -126,6 +127,11 @@ def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[R
         yield lambda parts: pool.map(_read, parts)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+    """That this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _pipeline: AVPipeline  # of a process of the crew
