@@ -28,6 +28,19 @@ GROUPS: tuple[Group, ...] = (
     Group("picture", "tier0", "eval.metrics.picture"),
     Group("sync", "tier0", "eval.metrics.sync"),
     Group("paired", "tier0", "eval.metrics.paired"),
+    Group("speech", "tier0.5", "eval.metrics.speech"),
+    Group("clip", "tier1", "eval.metrics.clip"),
+    Group("clap", "tier1", "eval.metrics.clap"),
+    Group("pe_av", "tier1", "eval.metrics.joint"),
+    Group("ast", "tier1", "eval.metrics.sound_events"),
+    Group("videomae", "tier1", "eval.metrics.video_features"),
+    Group("whisper", "tier1", "eval.metrics.transcript"),
+    Group("judge", "tier1", "eval.metrics.judge"),
+    Group("audiobox", "tier2", "eval.metrics.plugins"),
+    Group("imagebind", "tier2", "eval.metrics.plugins"),
+    Group("synchformer", "tier2", "eval.metrics.plugins"),
+    Group("syncnet", "tier2", "eval.metrics.plugins"),
+    Group("videoreward", "tier2", "eval.metrics.plugins"),
     Group("toybox", "toybox", "eval.metrics.toybox"),
 )
 
@@ -49,7 +62,8 @@ def chosen(names: Sequence[str], setup: Setup | None = None) -> tuple[Metric, ..
         some = {name for name in names if name.split(".")[0] == group.name and name not in tiers | groups}
         if not whole and not some:
             continue
-        built = tuple(importlib.import_module(group.module).metrics(setup or Setup()))
+        made = importlib.import_module(group.module).metrics(setup or Setup())
+        built = tuple(metric for metric in made if metric.definition.name.split(".")[0] == group.name)
         known = {metric.definition.name for metric in built}
         for name in sorted(some - known):
             raise ValueError(f"metrics={name!r}: {group.name} has {', '.join(sorted(known))}")

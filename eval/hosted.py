@@ -1,0 +1,149 @@
+"""Weights that others host: found, loaded once a process, and named by what they are.
+
+A model is a transformers class and a source: a hub id, or a folder given as `weights.GROUP=DIR`. What is not on this
+machine and cannot be fetched is no failure of a clip: the metric is skipped, and says what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from avgen.data.media.sound import resample
+from eval.metric import Setup, Skipped
+from eval.take import Picture, Sound
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a metric group's weights come from."""
+
+    group: str
+    place: str  # hub id or folder
+    device: str
+    digest: str  # of a folder's weights; of a hub id nothing but its name is known before it is loaded
+
+    @classmethod
+    def of(cls, setup: Setup, group: str, default: str) -> Source:
+        place = setup.weights.get(group, default)
+        return cls(group, place, setup.device, digest_of(Path(place)) if Path(place).is_dir() else "")
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """For a definition: other weights make another metric. A folder is known by its content, wherever it lies."""
+        return {"weights": f"sha256:{self.digest}" if self.digest else self.place}
+
+    def load(self, kind: str, **options: Any) -> Any:
+        """The transformers class `kind`, from here: a model on the device and in eval mode, or a processor."""
+        return loaded(kind, self.place, self.device, self.group, tuple(sorted(options.items())))
+
+
+@lru_cache(maxsize=32)
+def loaded(kind: str, place: str, device: str, group: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    import transformers
+
+    if not hasattr(transformers, kind):
+        raise Skipped(f"transformers {transformers.__version__} has no {kind}: install a newer one")
+    try:
+        made = getattr(transformers, kind).from_pretrained(place, **dict(options))
+    except (OSError, ImportError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise Skipped(
+            f"{kind} of {place!r} cannot be loaded; give weights.{group}=FOLDER, or fetch it: {said}"
+        ) from error
+    return made.to(device).eval() if isinstance(made, torch.nn.Module) else made
+
+
+@lru_cache(maxsize=32)
+def digest_of(folder: Path) -> str:
+    """Of everything in a model's folder."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
+
+
+def vectors(found: Any) -> np.ndarray:
+    """(N, D) of unit length, from what get_*_features gives: a tensor, or an output that pools into one."""
+    pooled = found if isinstance(found, torch.Tensor) else found.pooler_output
+    rows = pooled.float().cpu().numpy()
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12))
+
+
+def mono(sound: Sound, rate_hz: int) -> np.ndarray:
+    """(S,) float32 at a model's rate."""
+    wave = sound.wave.mean(0, keepdims=True).astype(np.float32)
+    if sound.rate_hz == rate_hz:
+        return np.asarray(wave[0])
+    count = max(1, round(wave.shape[1] * rate_hz / sound.rate_hz))
+    return np.asarray(resample(wave, Fraction(0), count, sound.rate_hz, rate_hz)[0])
+
+
+def spread_frames(picture: Picture, most: int) -> np.ndarray:
+    """(at most `most`, H, W, 3): the middles of equal parts, the same for the same clip wherever it is scored."""
+    count = min(most, len(picture.frames))
+    places = ((np.arange(count) + 0.5) * len(picture.frames) / count).astype(int)
+    return picture.frames[places]
+
+
+def chunks(wave: np.ndarray, length: int) -> list[np.ndarray]:
+    """Equal parts of at most `length` samples: models that crop long sounds at random are never given one."""
+    parts = max(1, -(-len(wave) // length))
+    edges = np.linspace(0, len(wave), parts + 1).astype(int)
+    return [wave[a:b] for a, b in pairwise(edges)]
+
+
+def pieces(text: str, tokenizer: Any, most: int) -> list[str]:
+    """Sentences, joined as far as they fit in `most` tokens; a sentence that is too long is cut between words."""
+    found: list[str] = []
+    for sentence in re.split(r"(?<=[.!?;])\s+", text.strip()):
+        joined = f"{found[-1]} {sentence}" if found else sentence
+        if found and fits(joined, tokenizer, most):
+            found[-1] = joined
+        else:
+            found += halves(sentence, tokenizer, most)
+    return found
+
+
+def halves(text: str, tokenizer: Any, most: int) -> list[str]:
+    words = text.split()
+    if len(words) < 2 or fits(text, tokenizer, most):
+        return [text]
+    middle = len(words) // 2
+    return [p for part in (words[:middle], words[middle:]) for p in halves(" ".join(part), tokenizer, most)]
+
+
+def fits(text: str, tokenizer: Any, most: int) -> bool:
+    return len(tokenizer(text)["input_ids"]) <= most
+
+
+def token_limit(tokenizer: Any, config: Any) -> int:
+    """Of the tokenizer or of the text model's positions, whichever is less; tokenizers say 1e30 for unknown."""
+    limits = [tokenizer.model_max_length]
+    for section in (getattr(config, "text_config", None), config):
+        positions = getattr(section, "max_position_embeddings", None)
+        if positions:
+            # RoBERTa counts positions from its padding index on
+            limits.append(
+                positions - 2 if getattr(section, "model_type", "") in ("roberta", "clap_text_model") else positions
+            )
+            break
+    return int(min(limits))
+
+
+def encoded(texts: Sequence[str], tokenizer: Any, limit: int, device: str, **options: Any) -> Any:
+    return tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt", **options).to(
+        device
+    )

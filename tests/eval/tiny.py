@@ -1,0 +1,163 @@
+"""Tiny models of the real classes with random weights, saved as a hub would hold them: nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def bpe_files(folder: Path, end: str = "</w>") -> tuple[str, str]:
+    """A byte-pair vocabulary of single characters, as CLIP's and RoBERTa's tokenizers read it."""
+    letters = [chr(c) for c in range(33, 127)]
+    marks = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*marks, *letters, *(f"{c}{end}" for c in letters), *(f"Ġ{c}" for c in letters), "Ġ"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(dict.fromkeys(tokens))}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return str(folder / "vocab.json"), str(folder / "merges.txt")
+
+
+def saved(folder: Path, *parts: Any) -> Path:
+    for part in parts:
+        part.save_pretrained(folder)
+    return folder
+
+
+def clip(folder: Path) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    torch.manual_seed(0)
+    vocab, merges = bpe_files(folder / "bpe")
+    tokenizer = CLIPTokenizer(vocab, merges, model_max_length=24)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPConfig(
+        text_config={**size, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": 24},
+        vision_config={**size, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return saved(folder, CLIPModel(config), CLIPProcessor(image_processor=images, tokenizer=tokenizer))
+
+
+def clap(folder: Path) -> Path:
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizer
+
+    torch.manual_seed(0)
+    vocab, merges = bpe_files(folder / "bpe")
+    tokenizer = RobertaTokenizer(vocab, merges, model_max_length=30)
+    extractor = ClapFeatureExtractor(
+        feature_size=32,
+        sampling_rate=16_000,
+        hop_length=160,
+        max_length_s=1,
+        fft_window_size=512,
+        truncation="rand_trunc",
+    )
+    config = ClapConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 40,
+            "projection_dim": 8,
+        },
+        audio_config={
+            "spec_size": 64,
+            "num_mel_bins": 32,
+            "window_size": 4,
+            "depths": [1, 1],
+            "num_attention_heads": [2, 2],
+            "patch_embeds_hidden_size": 16,
+            "hidden_size": 32,
+            "patch_size": 4,
+            "patch_stride": [4, 4],
+            "num_hidden_layers": 2,
+            "projection_dim": 8,
+            "enable_fusion": False,
+        },
+        projection_dim=8,
+    )
+    return saved(folder, ClapModel(config), ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer))
+
+
+def ast(folder: Path) -> Path:
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_length=128,
+        num_mel_bins=32,
+        num_labels=5,
+    )
+    model = ASTForAudioClassification(config)
+    model.classifier.dense.weight.data.normal_()  # random sounds would all fall into one class
+    return saved(folder, model, ASTFeatureExtractor(num_mel_bins=32, max_length=128))
+
+
+def videomae(folder: Path) -> Path:
+    from transformers import VideoMAEConfig, VideoMAEImageProcessor, VideoMAEModel
+
+    torch.manual_seed(0)
+    config = VideoMAEConfig(
+        image_size=32,
+        patch_size=16,
+        num_frames=4,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    images = VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return saved(folder, VideoMAEModel(config), images)
+
+
+def whisper(folder: Path) -> Path:
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    torch.manual_seed(0)
+    vocab, merges = bpe_files(folder / "bpe", end="")
+    tokenizer = WhisperTokenizer(vocab, merges)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=16,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_target_positions=24,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        max_length=12,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        return_timestamps=False,
+    )
+    return saved(folder, model, WhisperProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer))
