@@ -1,4 +1,8 @@
-"""One space for text, picture and sound: PE-AV, with JavisScore's windows on its embeddings."""
+"""One space for text, picture and sound: PE-AV, with JavisScore's windows on its embeddings.
+
+The parts are called as the model's own forward calls them: its getters for one modality are broken in transformers
+5.23.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +82,11 @@ class PeAv:
     source: Source
 
     def text_video(self, take: Take) -> Result:
-        texts = self.texts(take.prompt.video_text or take.prompt.text, "get_text_video_embeds")
+        texts = self.texts(take.prompt.video_text or take.prompt.text, "video")
         return Result(float((texts @ self.seen(spread_frames(take.picture, FRAMES)[None])[0]).mean()))
 
     def text_audio(self, take: Take) -> Result:
-        texts = self.texts(take.prompt.audio_text or take.prompt.text, "get_text_audio_embeds")
+        texts = self.texts(take.prompt.audio_text or take.prompt.text, "audio")
         return Result(float((texts @ self.hear(take)(0.0, take.sound.duration_s)).mean()))
 
     def audio_video(self, take: Take) -> Result:
@@ -98,19 +102,25 @@ class PeAv:
         frames, _ = self.one_by_one(take)
         return Result(windows.avh_score(frames, take.sound.duration_s, self.hear(take)))
 
-    def texts(self, text: str, method: str) -> np.ndarray:
+    def texts(self, text: str, space: str) -> np.ndarray:
+        """(parts, D) in the space that text shares with "audio" or with "video"."""
         model, tokenizer = self.source.load("PeAudioVideoModel"), self.source.load("AutoTokenizer")
         limit = token_limit(tokenizer, model.config)
         batch = encoded(pieces(text, tokenizer, limit), tokenizer, limit, self.source.device)
+        head = model.audio_model.text_audio_head if space == "audio" else model.video_model.text_video_head
         with torch.inference_mode():
-            return vectors(getattr(model, method)(batch["input_ids"], batch["attention_mask"]))
+            states = model.text_model(
+                batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True
+            ).hidden_states
+            return vectors(head(states[-1][:, 0]))
 
     def seen(self, clips: np.ndarray) -> np.ndarray:
         """(N, D) of (N, T, H, W, 3)."""
         model, processor = self.source.load("PeAudioVideoModel"), self.source.load("PeVideoVideoProcessor")
         batch = processor(videos=list(clips), return_tensors="pt", do_sample_frames=False).to(self.source.device)
         with torch.inference_mode():
-            return vectors(model.get_video_embeds(batch["pixel_values_videos"]))
+            found = model.video_model.video_encoder(pixel_values_videos=batch["pixel_values_videos"])
+            return vectors(model.video_model.video_head(found.pooler_output))
 
     def one_by_one(self, take: Take) -> tuple[np.ndarray, float]:
         """(T, D) of single frames, and how many of them there are in a second."""
@@ -127,6 +137,7 @@ class PeAv:
             part = wave[round(start_s * rate) : round(stop_s * rate)]
             batch = extractor([part], sampling_rate=rate, return_tensors="pt").to(self.source.device)
             with torch.inference_mode():
-                return np.asarray(vectors(model.get_audio_embeds(batch["input_values"]))[0])
+                found = model.audio_model.audio_encoder(input_values=batch["input_values"])
+                return np.asarray(vectors(model.audio_model.audio_head(found.pooler_output))[0])
 
         return embed
