@@ -12,6 +12,8 @@ EXAMPLES = (
     "avgen eval suite=javisbench prompts=JavisBench-mini.csv clips=outputs out=runs/javis",
     "avgen eval suite=plain prompts=mine.csv clips=outputs 'metrics=[file,sync]' nulls=false",
     "avgen eval compare runs/eval_a runs/eval_b",
+    "avgen eval report runs/eval_b runs/eval_a",
+    "avgen eval selftest",
 )
 # `avgen eval WORD ...`: each a module with main(argv) -> int
 SUBCOMMANDS = {"compare": "eval.compare", "report": "eval.report", "selftest": "eval.selftest"}
@@ -26,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     config = command.configure(EvalConfig, "eval", words, "score a folder of clips", EXAMPLES)
     from rich.console import Console
 
+    from eval.report import ReportConfig, write_report
     from eval.run import RESULTS, SUMMARY, evaluate
     from eval.show import table
 
@@ -33,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     summary = evaluate(config, console)
     if summary:
         console.print(table(summary))
-        console.print(f"{RESULTS} and {SUMMARY} are in [bold]{config.out}[/bold]")
+        page = write_report(ReportConfig(runs=(config.out,)))
+        console.print(f"{RESULTS}, {SUMMARY} and {page.name} are in [bold]{config.out}[/bold]")
     return 0
 
 
