@@ -41,6 +41,13 @@ VERBS: tuple[Verb, ...] = (
     Verb("eval", "eval.__main__", "score clips with error bars, compare two runs", "eval", "eval.config:EvalConfig"),
     Verb("curves", "avgen.train.curves", "draw the loss curves of a training run"),
     Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),
+    Verb(
+        "doctor",
+        "avgen.data.doctor.__main__",
+        "find what is wrong with your clips, and list the good ones",
+        "doctor",
+        "avgen.data.doctor.config:DoctorConfig",
+    ),
     Verb("toybox", "avgen.data.toybox.__main__", "write clips of the embedded world as mp4s and a manifest"),
     Verb("fit_codecs", "avgen.models.fit_codecs", "fit the embedded codecs to the embedded world"),
     Verb(

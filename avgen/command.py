@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 FAILED = 1
 USER_ERROR = 2
+INCOMPLETE = 3  # done, but some of the input could not be used; the report says which
 INTERRUPTED = 130
 
 

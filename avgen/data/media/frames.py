@@ -99,6 +99,25 @@ def read_frames(
     return out, instants.span(max(first_at, opens) - rounding, high + rounding)
 
 
+def walk_frames(
+    source: Source, counter: Counter, start: Fraction, end: Fraction | None
+) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    """Every frame shown within [start, end): when it comes on screen, how long its own header holds it, the frame."""
+    opens, closes = source.shown(source.video)
+    last: Fraction | None = None
+    for frame in _decoded(source, counter, *_packets_from_keyframe(source, max(start, opens))):
+        stream = source.video  # not before: positioning may open the file anew
+        at = source.time(stream, frame.pts)
+        if (end is not None and at >= end) or (closes is not None and at >= closes):
+            return
+        lasts = frame.duration * frame.time_base if frame.duration else 1 / average_fps(stream)
+        if (last is None or at > last) and at + lasts > max(start, opens):
+            if frame.is_corrupt:
+                raise source.error(f"the picture at {float(at):.3f} s is damaged")
+            last = at
+            yield at, lasts, frame
+
+
 def _decoded(source: Source, counter: Counter, packets: Iterator[Any], clean_from: int | None) -> Iterator[Any]:
     """Frames in presentation order; those before the keyframe at `clean_from` lean on frames we never saw."""
     context = source.video.codec_context
