@@ -306,9 +306,8 @@ def _in_runs(loud: np.ndarray) -> int:
 
 def _tie(picture: Picture, onsets: np.ndarray) -> float | None:
     """Correlation of onsets with changes of motion within 0.1 s, against the same clip shifted against itself."""
-    skip = 0
     motion = np.maximum(np.diff(np.array(picture.motion), prepend=picture.motion[:1]), 0)
-    count = min(len(motion), len(onsets) - skip)
+    count = min(len(motion), len(onsets))
     if count < 25:  # 2.5 s: too few shifts to tell chance by
         return None
     a, b = motion[:count], onsets[:count]
@@ -319,4 +318,6 @@ def _tie(picture: Picture, onsets: np.ndarray) -> float | None:
     near = max(by_shift[k] for k in (-1, 0, 1))
     far = by_shift[5:-4]
     triples = np.max([far[k : len(far) - 2 + k] for k in range(3)], axis=0)  # the best of three, by chance
-    return round(float((near - triples.mean()) / max(triples.std(), 1e-6)), 2)
+    if triples.std() < 0.01:  # nothing but one event: no shift is worse than another
+        return None
+    return round(float((near - triples.mean()) / triples.std()), 2)

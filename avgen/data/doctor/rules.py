@@ -141,7 +141,7 @@ class SilentPart(Rule):
 
     below_dbfs: float = -60.0  # RMS over 0.1 s that counts as silence
     longest_s: float = 2.0  # seconds of silence in one piece
-    share: float = 0.6  # of the clip
+    share: float = 0.9  # of the clip
 
     def broken_by(self, record: Record, clip: Measures) -> str | None:
         if clip.sound is None or not clip.sound.level or max(clip.sound.level) < self.below_dbfs:
@@ -209,7 +209,7 @@ class Static(Rule):
 class Frozen(Rule):
     """The picture stops for a while in a clip that otherwise moves."""
 
-    change: float = 0.05  # grey levels of 255 in any block within 0.1 s: less than any camera's noise
+    change: float = 0.5  # grey levels of 255 in any block within 0.1 s: what encoders change in a still picture
     longest_s: float = 2.0  # seconds in one piece
 
     def broken_by(self, record: Record, clip: Measures) -> str | None:
