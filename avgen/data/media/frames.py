@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from math import ceil
+from math import ceil, lcm
 from typing import Any
 
 import numpy as np
@@ -50,22 +50,22 @@ def read_frames(
     stream = source.video  # not before: positioning may open the file anew
     rounding = min(stream.time_base / 2, ROUNDING_S)
     opens, closes = source.shown(stream)  # what an edit list cuts off is never looked at
+    due = _Due(source, instants, rounding)
     out: np.ndarray | None = None
     filled = 0
     current: Any = None
-    first_at = starts_at = ends_at = Fraction(0)
+    first: int | None = None  # pts
+    last = 0
 
-    def show(until: Fraction | None) -> None:
+    def show(until: int | None) -> None:
         """Give the current frame to every instant before the next one's start."""
         nonlocal out, filled
         first = filled
         while filled < instants.count:
-            instant = max(instants[filled], opens + rounding * 2)
-            instant = instant if closes is None else min(instant, closes)
-            if until is not None and instant > until + rounding:
+            if until is not None and due[filled] > until:
                 return
             if current.is_corrupt:
-                raise source.error(f"the picture at {float(starts_at):.3f} s is damaged")
+                raise source.error(f"the picture at {float(source.time(stream, last)):.3f} s is damaged")
             if out is None:
                 size = renderer.size_of(current, stream.sample_aspect_ratio)
                 out = np.empty((instants.count, *size, 3), np.uint8)
@@ -76,19 +76,18 @@ def read_frames(
             filled += 1
 
     for frame in decoded:
-        at = source.time(stream, frame.pts)
-        if current is None:
-            first_at = at
-        elif at <= starts_at:
+        if first is None:
+            first = frame.pts
+        elif frame.pts <= last:
             continue  # two frames for one moment: the later was never seen
         else:
-            show(at)
+            show(frame.pts)
             if filled == instants.count:
                 break
-        current, starts_at = frame, at
-        ends_at = at + (frame.duration * frame.time_base if frame.duration else 1 / average_fps(stream))
-    if current is None:
+        current, last = frame, frame.pts
+    if first is None:
         raise source.error("holds a video stream from which no frame can be decoded")
+    first_at, ends_at = source.time(stream, first), source.time(stream, last) + _lasting(stream, current)
     if filled < instants.count:
         refuse_truncation(source, stream, ends_at, instants[instants.count - 1])
         show(None)
@@ -97,6 +96,35 @@ def read_frames(
         high = instants[instants.count] if closes is None else closes
     assert out is not None
     return out, instants.span(max(first_at, opens) - rounding, high + rounding)
+
+
+class _Due:
+    """Per output frame, the first tick of the stream at which a new frame no longer comes too late to be shown in it.
+
+    Fractions in whole numbers: thousands of frames a second pass here, and each would cost a dozen of the slow kind.
+    """
+
+    def __init__(self, source: Source, instants: Instants, rounding: Fraction) -> None:
+        stream = source.video
+        opens, closes = source.shown(stream)
+
+        def ticks(time: Fraction) -> Fraction:
+            return (time - rounding - source.time(stream, 0)) / stream.time_base
+
+        start, half = ticks(instants.start), 1 / (2 * instants.fps * stream.time_base)
+        self.whole = lcm(start.denominator, half.denominator)
+        self.start, self.half = int(start * self.whole), int(half * self.whole)
+        self.low = ceil(ticks(opens + rounding * 2))
+        self.high = None if closes is None else ceil(ticks(closes))
+
+    def __getitem__(self, index: int) -> int:
+        due = max(-(-(self.start + self.half * (2 * index + 1)) // self.whole), self.low)
+        return due if self.high is None else min(due, self.high)
+
+
+def _lasting(stream: Any, frame: Any) -> Fraction:
+    """Seconds for which a frame's own header holds it."""
+    return frame.duration * frame.time_base if frame.duration else 1 / average_fps(stream)
 
 
 def walk_frames(
@@ -110,7 +138,7 @@ def walk_frames(
         at = source.time(stream, frame.pts)
         if (end is not None and at >= end) or (closes is not None and at >= closes):
             return
-        lasts = frame.duration * frame.time_base if frame.duration else 1 / average_fps(stream)
+        lasts = _lasting(stream, frame)
         if (last is None or at > last) and at + lasts > max(start, opens):
             if frame.is_corrupt:
                 raise source.error(f"the picture at {float(at):.3f} s is damaged")

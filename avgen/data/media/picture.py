@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 Fit = Literal["cover", "contain", "stretch"]
 Chroma = Literal["full", "fast"]
+Size = tuple[int, int]  # height, width
 
 # H.273 matrix coefficients -> swscale's names for them
 BT709, BT601, BT2020 = 1, 5, 9
@@ -40,11 +40,12 @@ class Renderer:
         self.size = size
         self.fit = fit
         self.fast = chroma == "fast"
-        self._scaler, self._painter = VideoReformatter(), VideoReformatter()
+        self._scaler, self._painter, self._packer = VideoReformatter(), VideoReformatter(), VideoReformatter()
         careful = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
         extra = Interpolation(0) if self.fast else careful
         self._shrink = int(Interpolation.AREA | extra)
         self._grow = int(Interpolation.BICUBIC | extra)
+        self._shapes: dict[tuple[object, ...], Size] = {}  # frames of a clip are alike
 
     def size_of(self, frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
         """(height, width) of what paint() makes of this frame."""
@@ -56,20 +57,21 @@ class Renderer:
     def paint(self, frame: VideoFrame, pixel_aspect: Fraction | None, into: np.ndarray) -> None:
         """Fill `into` (H, W, 3), of whatever size it is, with the frame as it is meant to be seen."""
         transposed, rows_flipped, columns_flipped = orientation(frame)
-        height, width = display_size(frame, pixel_aspect)
-        if transposed:
-            height, width = width, height
         target = (into.shape[0], into.shape[1])
-        scaled = self._scaled(height, width, target)
-        for channel, plane in self._planes(frame, *(scaled[::-1] if transposed else scaled)):
-            upright = np.swapaxes(plane, 0, 1) if transposed else plane
-            upright = upright[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
-            top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
-            if self.fit == "contain":
-                into[..., channel] = 0
-                into[-top : scaled[0] - top, -left : scaled[1] - left, channel] = upright
-            else:
-                into[..., channel] = upright[top : top + target[0], left : left + target[1]]
+        key = (frame.height, frame.width, pixel_aspect, transposed, target)
+        if key not in self._shapes:
+            height, width = display_size(frame, pixel_aspect)
+            self._shapes[key] = self._scaled(*((width, height) if transposed else (height, width)), target)
+        scaled = self._shapes[key]
+        image = self._rgb(frame, *(scaled[::-1] if transposed else scaled))
+        upright = np.swapaxes(image, 0, 1) if transposed else image
+        upright = upright[:: -1 if rows_flipped else 1, :: -1 if columns_flipped else 1]
+        top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
+        if self.fit == "contain":
+            into[:] = 0
+            into[-top : scaled[0] - top, -left : scaled[1] - left] = upright
+        else:
+            into[:] = upright[top : top + target[0], left : left + target[1]]
 
     def _scaled(self, height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
         """The upright picture's size before it is cropped or padded to the target."""
@@ -86,23 +88,24 @@ class Renderer:
             min(target[1], max(1, round(width * scale))),
         )
 
-    def _planes(self, frame: VideoFrame, height: int, width: int) -> Iterator[tuple[Any, np.ndarray]]:
-        """(channels of the output, their values) at this size: all at once, or plane by plane."""
+    def _rgb(self, frame: VideoFrame, height: int, width: int) -> np.ndarray:
+        """(height, width, 3), as a view of the frame's memory: into the result is the one copy."""
         matrix = MATRICES.get(frame.colorspace)
         if matrix is None:  # untagged: as players guess, by size
             matrix = BT709 if frame.width >= 1280 or frame.height > 576 else BT601
         flags = self._shrink if height * width < frame.height * frame.width else self._grow
-        form = "gbrp"
-        if self.fast:
-            form = "rgb24"
-            if frame.format.name == "yuv420p":
-                frame = self._scaler.reformat(frame, width, height, interpolation=flags, threads=1)
+        if self.fast and frame.format.name == "yuv420p":
+            frame = self._scaler.reformat(frame, width, height, interpolation=flags, threads=1)
         out = self._painter.reformat(
-            frame, width, height, format=form, src_colorspace=matrix, interpolation=flags, threads=1
+            frame,
+            width,
+            height,
+            # interpolated colour is only fast in planes; putting the planes together is a copy
+            format="rgb24" if self.fast else "gbrp",
+            src_colorspace=matrix,
+            interpolation=flags,
+            threads=1,
         )
-        if self.fast:
-            yield slice(None), out.to_ndarray()
-            return
-        for channel, plane in zip((1, 2, 0), out.planes, strict=True):
-            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-            yield channel, rows[:height, :width]
+        plane = (out if self.fast else self._packer.reformat(out, format="rgb24", threads=1)).planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        return rows[:height, : 3 * width].reshape(height, width, 3)
