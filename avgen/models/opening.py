@@ -132,7 +132,11 @@ def _class_name(path: str, subfolder: str, revision: str | None) -> str:
     local = _local(path, subfolder)
     if local is None:
         where = {"subfolder": subfolder} if subfolder else {}
-        config = diffusers.AutoencoderKL.load_config(path, revision=revision, **where)
+        try:
+            config = diffusers.AutoencoderKL.load_config(path, revision=revision, **where)
+        except OSError as refused:
+            reason = str(refused).strip().splitlines()[0]
+            raise ValueError(f"path={path} is no folder here, and the hub does not give it: {reason}") from refused
     else:
         config = json.loads((local / "config.json").read_text())
     return str(config.get("_class_name") or (config.get("architectures") or ["nothing known"])[0])

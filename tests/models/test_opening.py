@@ -167,3 +167,12 @@ def test_a_hosted_codec_is_saved_and_read_back_with_its_vocoder(tmp_path: Path):
     latents = codec.encode(wave).mean
     assert torch.equal(again.encode(wave).mean, latents)
     assert torch.equal(again.decode(latents), codec.decode(latents))
+
+
+def test_a_hub_that_does_not_answer_is_an_error_of_one_line(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to the hub\nand more lines")
+
+    monkeypatch.setattr("diffusers.AutoencoderKL.load_config", unreachable)
+    with pytest.raises(ValueError, match=r"path=some/codec is no folder here.*couldn't connect to the hub$"):
+        open_video_codec(CodecFiles("some/codec"))

@@ -61,3 +61,13 @@ def test_a_given_image_is_the_first_frame_through_the_codec(pipe, tmp_path):
     wanted = codec.decode(codec.encode(image).mean)[0, 0].numpy()
     assert len(made.video) == 4
     assert np.abs(made.video[0].astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("frames", [1, 5, 7])
+def test_a_clip_comes_back_from_the_codecs_as_long_as_it_went_in(pipe, frames):
+    went = clip(frames / 8, height=32, rate_hz=44100)
+    went = replace(went, audio=np.repeat(went.audio, 2, axis=0))
+    came = pipe.through_codecs(went)
+    assert abs(came.video_duration_s - went.video_duration_s) < 1e-3
+    assert abs(came.audio_duration_s - went.audio_duration_s) < 1e-3
+    assert (came.fps, came.sample_rate_hz, came.start_s) == (went.fps, went.sample_rate_hz, went.start_s)
