@@ -29,6 +29,13 @@ VERBS: tuple[Verb, ...] = (
         "demo", "avgen.demo.__main__", "see the whole thing work, with figures", "demo", "avgen.demo.config:DemoConfig"
     ),
     Verb("plan", "avgen.plan", "what a run will cost, before it runs", "plan", "avgen.plan:PlanConfig"),
+    Verb(
+        "prepare",
+        "avgen.data.prepare",
+        "encode clips once, into a store that training reads",
+        "prepare",
+        "avgen.data.prepare:PrepareConfig",
+    ),
     Verb("train", "avgen.train.__main__", "train a model by flow matching", "train", "avgen.train.config:TrainConfig"),
     Verb(
         "sample",

@@ -17,6 +17,8 @@ import numpy as np
 
 from avgen.config import build, fingerprint, to_plain
 from avgen.data.buckets import Shape
+from avgen.data.media import unit_count
+from avgen.data.media.source import exact_fps
 from avgen.types import AudioGeometry, VideoGeometry
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Header:
 
     def frames(self, shape: Shape) -> int:
         assert shape.fps is not None
-        return round(shape.duration_s * shape.fps)
+        return unit_count(0, shape.duration_s, exact_fps(shape.fps))
 
     def video_shape(self, shape: Shape) -> tuple[int, ...]:
         """(C, T, H, W) of the shape's latents."""
@@ -71,8 +73,11 @@ class Header:
     def audio_shape(self, shape: Shape) -> tuple[int, ...]:
         """(C, N) of the shape's latents."""
         assert self.audio is not None
-        samples = round(shape.duration_s * self.audio.sample_rate_hz)
-        return self.audio.channels, self.audio.time.steps(samples)
+        return self.audio.channels, self.audio.time.steps(self.samples(shape))
+
+    def samples(self, shape: Shape) -> int:
+        assert self.audio is not None
+        return unit_count(0, shape.duration_s, self.audio.sample_rate_hz)
 
     def tokens(self, shape: Shape) -> int:
         """Of one window, picture and sound together."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 BEGUN = "store.json"  # the header, from the first moment on
 SHARDS = "shards"  # folder of the shards' records
 DATA = "data"  # where Lance looks for data files
+VERSIONS = "_versions"  # where Lance says that there is a dataset
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class ShardRecord:
     store: str  # fingerprint of the store's header
     rows: int
     content: str  # hash of its rows
+    clips: int = 0  # of the manifest, those without a row among them
     file: str = ""  # in data/; empty when no row came of its clips
     bytes: int = 0
     lost: tuple[Lost, ...] = ()  # what could not be read
@@ -104,6 +107,12 @@ class StoreWriter:
         """Let a shard be prepared again."""
         (self.folder / SHARDS / f"{shard:06d}.json").unlink()
 
+    def reopen(self, shards: Sequence[int]) -> None:
+        """Let these shards be prepared again; until then the store is not finished."""
+        for shard in shards:
+            shutil.rmtree(self.folder / VERSIONS, ignore_errors=True)
+            self.forget(shard)
+
     def write(self, shard: int, batches: Iterable[pa.RecordBatch], notes: Notes) -> ShardRecord:
         """The shard's rows, streamed; `notes` fill while they are made."""
         from lance.file import LanceFileWriter
@@ -116,26 +125,34 @@ class StoreWriter:
             writer = LanceFileWriter(str(part), kind, version=DATA_VERSION)
             for batch in batches:
                 digest.add(batch)
-                writer.write_batch(batch)
+                with self._room(shard):
+                    writer.write_batch(batch)
                 rows += batch.num_rows
-            writer.close()
+            with self._room(shard):
+                writer.close()
             size = part.stat().st_size
         if not rows:
             path.unlink()
         file = path.name if rows else ""
-        made = ShardRecord(
-            shard,
-            self.header.fingerprint,
-            rows,
-            digest.hex,
-            file,
-            size if rows else 0,
-            tuple(notes.lost),
-            tuple(notes.unused),
-        )
-        with _whole(self.folder / SHARDS / f"{shard:06d}.json") as part:
+        notes.lost.sort(key=lambda entry: (entry.clip, entry.start_s or 0.0))
+        told = notes.clips, file, size if rows else 0, tuple(notes.lost), tuple(notes.unused)
+        made = ShardRecord(shard, self.header.fingerprint, rows, digest.hex, *told)
+        with self._room(shard), _whole(self.folder / SHARDS / f"{shard:06d}.json") as part:
             part.write_text(json.dumps(asdict(made)))
         return made
+
+    @contextmanager
+    def _room(self, shard: int) -> Iterator[None]:
+        """A disk that is full, or gone, said so; what Lance raises is an OSError without a file's name."""
+        try:
+            yield
+        except OSError as error:
+            done = self.shards - len(self.missing())
+            reason = os.strerror(error.errno) if error.errno else str(error).split(", ")[0]
+            raise StoreError(
+                f"shard {shard} cannot be written to {self.folder}: {reason}. {done} of {self.shards} shards are whole "
+                "and stay: make room and run the same command again, it goes on from there"
+            ) from error
 
     def _sweep(self, shard: int) -> None:
         """What a killed writer of this shard left; only one process writes a shard."""
@@ -178,7 +195,8 @@ class StoreWriter:
 class Notes:
     """What a shard's making has to say besides rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, clips: int = 0) -> None:
+        self.clips = clips
         self.lost: list[Lost] = []
         self.unused: list[Lost] = []
 
