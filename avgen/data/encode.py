@@ -39,15 +39,15 @@ class Encoders:
     video: VideoCodec | None
     audio: AudioCodec | None
     text: TextEncoder | None  # None: captions are kept as they are
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
     def header(self, rule: WindowRule, made_by: dict[str, str], codec: dict[str, Any]) -> Header:
         prints = {name: getattr(self, name).fingerprint for name in ("video", "audio", "text") if getattr(self, name)}
         return Header(
             prints | made_by,
             rule.buckets,
-            self.video and self.video.geometry,
-            self.audio and self.audio.geometry,
+            self.video.geometry if self.video else None,
+            self.audio.geometry if self.audio else None,
             self.text.width if self.text else None,
             codec,
         )
@@ -135,11 +135,13 @@ def read_media(record: Record, cut: Cut, shape: Shape, header: Header) -> Media:
     end = cut.start + exact_seconds(shape.duration_s)
     size = None if shape.height is None or shape.width is None else (shape.height, shape.width)
     sound = None if header.audio is None or not shape.audio else header.audio
-    heard = {} if sound is None else {"sample_rate_hz": sound.sample_rate_hz, "channels": sound.audio_channels}
+    heard: dict[str, Any] = {}
+    if sound is not None:
+        heard = {"sample_rate_hz": sound.sample_rate_hz, "channels": sound.audio_channels}
     seen: dict[str, Any] = {} if size is None else {"fps": shape.fps, "size": size}
     if record.audio_path is None or sound is None or size is None:
         path = record.path if record.audio_path is None or sound is None else record.audio_path
-        wanted = {"video": size is not None, "audio": sound is not None}
+        wanted: dict[str, Any] = {"video": size is not None, "audio": sound is not None}
         window = read_clip(path, cut.start, end, **wanted, threads=1, **seen, **heard)
         picture = hearing = window
     else:

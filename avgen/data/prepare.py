@@ -328,7 +328,7 @@ def write_shard(
         writer.forget(shard)
         raise StoreError(
             f"none of the {len(records)} clips of shard {shard} can be read; the first: {made.lost[0].path}: "
-            f"{made.lost[0].reason}. If they are all like that, mend the manifest's paths; `avgen doctor` drops single ones"
+            f"{made.lost[0].reason}. If all are like that, mend the manifest's paths; `avgen doctor` drops single ones"
         )
     return made
 

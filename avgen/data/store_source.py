@@ -20,7 +20,9 @@ from avgen.models.text import bytes_of
 from avgen.rng import gaussian, word_of
 from avgen.types import Batch, Stream, Text, stack_batches
 
-CAPTION_MULTIPLE = 32  # bytes or tokens: batches differ in few lengths, so that compiled code meets few shapes
+# Lengths of captions are rounded up to these, so that compiled code meets few shapes.
+BYTES_MULTIPLE = 96
+TOKENS_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,12 @@ class StoreSource:
         chosen = [_choice(len(some), d) for some, d in zip(captions, drawn, strict=True)]
         if width is None:
             told = [some[i] if some else "" for some, i in zip(captions, chosen, strict=True)]
-            return bytes_of(told, self.max_caption_bytes, CAPTION_MULTIPLE)
+            return bytes_of(told, self.max_caption_bytes, BYTES_MULTIPLE)
         rows = []
         for raw, counts, i in zip(table["text"], table["text_tokens"].to_pylist(), chosen, strict=True):
             ends = [0, *accumulate(json.loads(counts))]
             rows.append(_numbers(raw).reshape(-1, width)[ends[i] : ends[i + 1]])
-        longest = -(-max(map(len, rows)) // CAPTION_MULTIPLE) * CAPTION_MULTIPLE
+        longest = -(-max(map(len, rows)) // TOKENS_MULTIPLE) * TOKENS_MULTIPLE
         x = torch.zeros(len(rows), longest, width)
         valid = torch.zeros(len(rows), longest, dtype=torch.bool)
         for k, row in enumerate(rows):

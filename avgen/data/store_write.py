@@ -208,7 +208,10 @@ class Digest:
         self._hash = hashlib.sha256()
 
     def add(self, batch: pa.RecordBatch) -> None:
-        for row in batch.to_pylist():
+        self.add_rows(batch.to_pylist())
+
+    def add_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        for row in rows:
             for name in sorted(row):
                 value = row[name]
                 raw = value if isinstance(value, bytes) else repr(value).encode()

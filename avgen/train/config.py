@@ -19,6 +19,7 @@ from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
 from avgen.sample.solvers import SolverConfig
 from avgen.tasks import TRAINABLE
+from avgen.types import AudioGeometry, VideoGeometry
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class ToyboxData:
         return tuple(Shape(world.height, world.width, world.fps, world.duration_s) for world in self.worlds)
 
     @property
+    def geometries(self) -> tuple[VideoGeometry | None, AudioGeometry | None]:
+        """Of the codecs; None: to be told from the model."""
+        return None, None
+
+    @property
     def ragged(self) -> bool:
         """Whether batches are padded or lack something."""
         return self.mute_share + self.blind_share + self.short_audio_share > 0 or self.mixed_fps
@@ -106,6 +112,14 @@ class StoreData:
         from avgen.data.store import Store
 
         return Store.open(self.path).forms
+
+    @property
+    def geometries(self) -> tuple[VideoGeometry | None, AudioGeometry | None]:
+        """Of the codecs that `path` was prepared with. Opens the store."""
+        from avgen.data.store import Store
+
+        header = Store.open(self.path).header
+        return header.video, header.audio
 
     @property
     def ragged(self) -> bool:

@@ -74,6 +74,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
     data = config.data
     _, shard = config.parallel.mesh(given.processes)
     found = []
+    video_codec, audio_codec = data.geometries
     for form in data.forms:
         passing = PlanConfig(
             model=config.model,
@@ -81,6 +82,8 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
             width=form.width or SMALLEST,
             duration_s=form.duration_s,
             fps=form.fps or 1 / form.duration_s,
+            video_codec=video_codec,
+            audio_codec=audio_codec,
             caption_tokens=given.caption_tokens,
             levels=2 if partial else 1,
             ragged=data.ragged or any(None in (task.video, task.audio) for task in tasks),

@@ -1,0 +1,261 @@
+"""Prepare: rows are what the codecs make of the windows' own time; nothing is lost to kills, full disks, bad clips."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import re
+import resource
+import shutil
+import time
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from avgen.config import ConfigError
+from avgen.data.encode import features
+from avgen.data.manifest import read_manifest
+from avgen.data.media import read_clip, write_clip
+from avgen.data.prepare import Place, PrepareConfig, prepare
+from avgen.data.store import NUMBERS, Store, StoreError
+from avgen.data.store_write import Digest, content_of
+from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.windows import WindowRule, WindowShape
+from avgen.models.codec_files import CodecConfig, CodecFiles
+from avgen.models.embedded_audio import SpectralAudioCodec
+from avgen.models.embedded_video import PatchVideoCodec
+from avgen.models.opening import open_audio_codec, open_video_codec
+from avgen.types import Text
+from tests.train.factory import quiet
+
+WORLD = ToyboxConfig(16, 16, fps=12.0, duration_s=1.5, scenes=("single",), sample_rate_hz=8000)
+RULE = WindowRule((WindowShape(16, 16, 8.0, 1.0), WindowShape(8, 16, 6.0, 0.5)), choose="all", every_s=0.25)
+CLIPS = 10
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A folder of toybox clips as mp4s, one of them silent, and the codecs."""
+    folder = tmp_path_factory.mktemp("clips")
+    items = [Toybox(WORLD)[i] for i in range(CLIPS)]
+    video, audio = PatchVideoCodec(6, hidden=8), SpectralAudioCodec.at_rate(8000, 5)
+    video.components.fit(video.patches(torch.stack([torch.from_numpy(i.clip.video) for i in items])).flatten(0, 3))
+    audio.components.fit(audio.features(torch.stack([torch.from_numpy(i.clip.audio) for i in items])).flatten(0, 1))
+    video.save_pretrained(folder / "codecs/video")
+    audio.save_pretrained(folder / "codecs/audio")
+    with (folder / "clips.jsonl").open("w") as file:
+        for i, item in enumerate(items):
+            clip = replace(item.clip, audio=None, sample_rate_hz=None) if i == 3 else item.clip
+            write_clip(folder / f"{i}.mp4", clip)
+            file.write(json.dumps({"path": f"{i}.mp4", "caption": item.caption, "tags": ["toy"]}) + "\n")
+    return folder
+
+
+def settings(clips: Path, out: Path, **changes) -> PrepareConfig:
+    codec = CodecConfig(CodecFiles(str(clips / "codecs/video")), CodecFiles(str(clips / "codecs/audio")))
+    given = {"manifest": clips / "clips.jsonl", "out": out, "windows": RULE, "codec": codec, "shard_clips": 2}
+    return PrepareConfig(**given | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory) -> Store:
+    out = tmp_path_factory.mktemp("whole") / "latents"
+    assert prepare(settings(clips, out), quiet(), Place()) == 0
+    return Store.open(out)
+
+
+def everything(store: Store) -> list[dict]:
+    return store.take(range(store.totals.rows), store.dataset.schema.names).to_pylist()
+
+
+def test_rows_are_the_windows_of_the_files_by_their_own_time(clips, whole):
+    video = open_video_codec(CodecFiles(str(clips / "codecs/video")))
+    audio = open_audio_codec(CodecFiles(str(clips / "codecs/audio")))
+    records = list(read_manifest(clips / "clips.jsonl"))
+    rows = everything(whole)
+    starts = {}
+    for row in rows:
+        record, shape = records[row["clip"]], whole.header.shapes[row["bucket"]]
+        starts.setdefault((row["clip"], row["bucket"]), []).append(row["start_s"])
+        begin = Fraction(row["start_s"])
+        clip = read_clip(record.path, begin, begin + Fraction(shape.duration_s), fps=shape.fps, sample_rate_hz=8000,
+                         size=(shape.height, shape.width), audio=shape.audio).clip  # fmt: skip
+        mean = video.encode(torch.from_numpy(clip.video)[None]).mean.numpy().astype(NUMBERS)
+        assert row["video_mean"] == mean.tobytes()
+        assert mean.shape[1:] == whole.header.video_shape(shape)
+        if shape.audio:
+            mean = audio.encode(torch.from_numpy(clip.audio)[None]).mean.numpy().astype(NUMBERS)
+            assert row["audio_mean"] == mean.tobytes()
+        assert json.loads(row["captions"]) == list(record.captions.joint)
+        assert json.loads(row["tags"]) == ["toy"]
+    expected = {0: [0.0, 0.25, 0.5], 3: [0.0, 0.25, 0.5, 0.75]}  # four of the five that would fit, spread
+    for (clip, bucket), found in starts.items():
+        assert bucket % 3 == (clip == 3)  # the silent one
+        assert found == (expected[0] if bucket < 3 else [0.0, 0.25, 0.5, 1.0]), (clip, bucket)
+    assert len(starts) == 2 * CLIPS
+
+
+def test_the_content_hash_is_of_what_is_read_back(whole):
+    records = [json.loads(path.read_text()) for path in sorted((Path(whole.path) / "shards").glob("*.json"))]
+    rows, first = everything(whole), 0
+    digests = []
+    for record in records:
+        digest = Digest()
+        digest.add_rows(rows[first : first + record["rows"]])
+        first += record["rows"]
+        digests.append(digest.hex)
+    assert content_of(digests) == whole.totals.content
+
+
+def test_several_processes_make_the_same_store(clips, whole, tmp_path):
+    config = settings(clips, tmp_path / "latents")
+    assert prepare(config, quiet(), Place(1, 2)) == 0
+    with pytest.raises(StoreError, match=r"not finished \(2 of 5 shards"):
+        Store.open(config.out)
+    assert prepare(config, quiet(), Place(0, 2)) == 0
+    assert Store.open(config.out).totals == whole.totals
+    assert prepare(config, quiet(), Place()) == 0  # once more changes nothing
+    assert Store.open(config.out).totals == whole.totals
+
+
+def test_an_unreadable_clip_is_left_out_and_named_and_can_be_brought_back(clips, whole, tmp_path):
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    (folder / "6.mp4").write_bytes(b"nothing that plays")
+    config = settings(clips, tmp_path / "latents", manifest=folder / "clips.jsonl")
+    assert prepare(config, quiet(), Place()) == 3
+    report = json.loads((config.out / "report.json").read_text())
+    assert [(entry["clip"], Path(entry["path"]).name) for entry in report["lost"]] == [(6, "6.mp4")]
+    assert report["clips"] == CLIPS
+    store = Store.open(config.out)
+    kept = [row | {"path": ""} for row in everything(whole) if row["clip"] != 6]
+    assert [row | {"path": ""} for row in everything(store)] == kept
+    assert prepare(config, quiet(), Place()) == 3  # still so, without any work
+    shutil.copy(clips / "6.mp4", folder / "6.mp4")
+    assert prepare(replace(config, retry=True), quiet(), Place()) == 0
+    assert Store.open(config.out).totals.rows == whole.totals.rows
+
+
+def test_a_folder_that_went_away_is_no_empty_store(clips, tmp_path):
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text((clips / "clips.jsonl").read_text())  # beside it lies nothing
+    config = settings(clips, tmp_path / "latents", manifest=manifest)
+    with pytest.raises(StoreError, match="none of the 2 clips of shard 0 can be read"):
+        prepare(config, quiet(), Place())
+    assert not list((config.out / "shards").iterdir())
+
+
+def test_changed_settings_and_clips_are_refused(clips, tmp_path):
+    config = settings(clips, tmp_path / "latents")
+    prepare(config, quiet(), Place(0, 2))
+    with pytest.raises(StoreError, match=r"windows .* changed"):
+        prepare(replace(config, windows=replace(RULE, most=1)), quiet(), Place())
+    changed = tmp_path / "clips.jsonl"
+    rows = [json.loads(line) for line in (clips / "clips.jsonl").read_text().splitlines()]
+    changed.write_text("".join(json.dumps(row | {"path": str(clips / row["path"])}) + "\n" for row in rows[::-1]))
+    with pytest.raises(StoreError, match=r"clips .* changed"):
+        prepare(replace(config, manifest=changed), quiet(), Place())
+    with pytest.raises(ConfigError, match=r"windows.shapes.0: 12 x 16 pixels: both must be multiples of 8"):
+        prepare(replace(config, windows=WindowRule((WindowShape(12, 16, 8, 1),))), quiet(), Place())
+
+
+def test_a_page_shows_originals_beside_what_the_store_gives_back(clips, tmp_path):
+    config = settings(clips, tmp_path / "latents", verify=True, verify_windows=3)
+    assert prepare(config, quiet(), Place()) == 0
+    page = (config.out / "verify/index.html").read_text()
+    pictures = sorted((config.out / "verify").glob("*.png"))
+    assert len(pictures) == 3
+    assert all(picture.name in page for picture in pictures)
+    for made in (config.out / "verify").glob("*_decoded.mp4"):
+        one, other = read_clip(made.with_name(made.name.replace("decoded", "original"))).clip, read_clip(made).clip
+        assert one.video_duration_s == other.video_duration_s
+        assert one.audio_duration_s == other.audio_duration_s
+
+
+class Widths:
+    """A text encoder whose features say how long a caption is."""
+
+    width = 3
+
+    def encode(self, captions):
+        return Text.of(torch.full((1, 8, 3), float(len(captions[0]))), torch.arange(8)[None] < len(captions[0]))
+
+
+def test_features_are_kept_without_padding():
+    made = features(Widths(), ["ab", "abc"])
+    assert json.loads(made["text_tokens"]) == [2, 3]
+    assert np.frombuffer(made["text"], NUMBERS).reshape(-1, 3)[:, 0].tolist() == [2, 2, 3, 3, 3]
+
+
+def child(config: PrepareConfig, most_bytes: int | None) -> None:
+    torch.set_num_threads(1)
+    if most_bytes is not None:  # what a file may grow to: the nearest thing to a full disk that needs no rights
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    console = Console(file=(config.out.parent / "said.txt").open("a"), width=1000)
+    try:
+        prepare(config, console, Place())
+    except StoreError as error:
+        console.print(str(error))
+        raise SystemExit(2) from error
+
+
+@pytest.fixture(scope="module")
+def spare():
+    """Processes that start at once: forked by one that has imported everything and run nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tests.data.test_prepare", "lance", "lance.file", "lance.fragment", "rich.progress"]
+    )
+    return context.Process
+
+
+def test_a_full_disk_is_said_and_loses_nothing(clips, whole, tmp_path, spare):
+    config = settings(clips, tmp_path / "latents")
+    assert prepare(config, quiet(), Place(0, 3)) == 0  # shards 0 and 3 are there
+    process = spare(target=child, args=(config, 6000))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 2
+    said = (tmp_path / "said.txt").read_text()
+    assert re.search(r"shard \d cannot be written to .*: .*[23] of 5 shards are whole and stay: make room", said)
+    assert not list(config.out.rglob("*.part"))
+    assert prepare(config, quiet(), Place()) == 0
+    assert Store.open(config.out).totals == whole.totals
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(clips, whole, tmp_path, spare):
+    config = settings(clips, tmp_path / "latents", shard_clips=1)
+    began = time.monotonic()
+    process = spare(target=child, args=(replace(config, out=tmp_path / "whole"), None))
+    process.start()
+    process.join(300)
+    longest = 0.7 * (time.monotonic() - began)
+    expected = Store.open(tmp_path / "whole")
+    draw, kills, finished = random.Random(8), 0, 0
+    while kills < 20 or not finished:
+        process = spare(target=child, args=(config, None))
+        process.start()
+        process.join(draw.uniform(0.0, longest) if kills < 20 else 300)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+            continue
+        assert process.exitcode == 0
+        finished += 1
+        store = Store.open(config.out)
+        assert store.totals == expected.totals
+        assert everything(store) == everything(expected)
+        for path in sorted((tmp_path / "whole/data").iterdir()):
+            assert path.read_bytes() == (config.out / "data" / path.name).read_bytes()
+        assert len(list((config.out / "data").iterdir())) == len(list((tmp_path / "whole/data").iterdir()))
+        assert not list(config.out.rglob("*.part"))
+        if kills < 20:
+            shutil.rmtree(config.out)
