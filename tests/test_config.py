@@ -283,7 +283,11 @@ def combinations(name: str) -> list[list[str]]:
 
 
 CHOSEN = {
-    "prepare": {"manifest": "clips.csv", "out": "latents", "windows.shapes": "[{height: 8, width: 8, fps: 8, duration_s: 1}]"},
+    "prepare": {
+        "manifest": "clips.csv",
+        "out": "latents",
+        "windows.shapes": "[{height: 8, width: 8, fps: 8, duration_s: 1}]",
+    },
     "train": {"data.path": "latents", "start": "model"},
 }
 

@@ -121,7 +121,7 @@ class StoreWriter:
         digest, rows = Digest(), 0
         path = self.folder / DATA / f"shard_{shard:06d}.lance"
         self._sweep(shard)
-        with _whole(path) as part:
+        with _scratch(path) as part:
             writer = LanceFileWriter(str(part), kind, version=DATA_VERSION)
             for batch in batches:
                 digest.add(batch)
@@ -130,7 +130,12 @@ class StoreWriter:
                 rows += batch.num_rows
             with self._room(shard):
                 writer.close()
-            size = part.stat().st_size
+                # on a full disk Lance may close a file that was cut short without a word
+                if content_in(part) != digest.hex:
+                    raise OSError("what was written does not read back")
+                size = part.stat().st_size
+                _flush(part)
+                part.rename(path)
         if not rows:
             path.unlink()
         file = path.name if rows else ""
@@ -158,7 +163,7 @@ class StoreWriter:
         """What a killed writer of this shard left; only one process writes a shard."""
         for folder, name in ((DATA, f"shard_{shard:06d}.lance"), (SHARDS, f"{shard:06d}.json")):
             for left in (self.folder / folder).glob(f".{name}.*.part"):
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def commit(self) -> Totals:
         """Make the shards a dataset. All must be whole; doing it twice makes the same dataset again."""
@@ -228,6 +233,16 @@ def content_of(shards: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
 
+def content_in(path: Path) -> str:
+    """The hash of a data file's rows, as they read back."""
+    from lance.file import LanceFileReader
+
+    digest = Digest()
+    for batch in LanceFileReader(str(path)).read_all(batch_size=16).to_batches():
+        digest.add(batch)
+    return digest.hex
+
+
 def row_batch(header: Header, rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
     import pyarrow as pa
 
@@ -244,13 +259,28 @@ def begun(folder: str) -> str:
 
 
 @contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A file of `path`'s name in a folder of its own, which goes whatever happens: Lance writes others beside it."""
+    folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+    folder.mkdir()
+    try:
+        yield folder / path.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A file to write that takes its name when everything in it is on the disk."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(part)
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -22,10 +22,12 @@ from avgen.config import ConfigError
 from avgen.data.encode import features
 from avgen.data.manifest import read_manifest
 from avgen.data.media import read_clip, write_clip
-from avgen.data.prepare import Place, PrepareConfig, prepare
+from avgen.data.prepare import Place, PrepareConfig, main, prepare
 from avgen.data.store import NUMBERS, Store, StoreError
+from avgen.data.store_source import StoreSource
 from avgen.data.store_write import Digest, content_of
 from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.toybox_source import ToyboxSource
 from avgen.data.windows import WindowRule, WindowShape
 from avgen.models.codec_files import CodecConfig, CodecFiles
 from avgen.models.embedded_audio import SpectralAudioCodec
@@ -259,3 +261,24 @@ def test_twenty_kills_change_nothing(clips, whole, tmp_path, spare):
         assert not list(config.out.rglob("*.part"))
         if kills < 20:
             shutil.rmtree(config.out)
+
+
+def test_the_toybox_through_files_is_the_toybox_in_memory(clips, tmp_path):
+    """By the command, as a user would; what mp4 loses is little beside what tells one clip from another."""
+    paths = [f"codec.{m}.path={clips}/codecs/{m}" for m in ("video", "audio")]
+    shape = "windows.shapes=[{height: 16, width: 16, fps: 12, duration_s: 1.5}]"
+    assert main([str(clips / "clips.jsonl"), f"out={tmp_path / 'latents'}", *paths, shape]) == 0
+    store = Store.open(tmp_path / "latents")
+    numbers = [i for i in range(CLIPS) if i != 3]
+    codecs = (
+        open_video_codec(CodecFiles(f"{clips}/codecs/video")),
+        open_audio_codec(CodecFiles(f"{clips}/codecs/audio")),
+    )
+    direct = ToyboxSource(Toybox(WORLD), *codecs).batch(numbers)
+    through = StoreSource((store,)).batch(numbers)
+    assert torch.equal(through.video_text.x, direct.video_text.x)
+    for m, stream in direct.streams.items():
+        other = getattr(through, m)
+        assert torch.equal(other.time, stream.time)
+        assert torch.corrcoef(torch.stack([other.x.flatten(), stream.x.flatten()]))[0, 1] > 0.95
+        assert torch.corrcoef(torch.stack([other.x.flatten(), stream.x.roll(1, 0).flatten()]))[0, 1] < 0.9
