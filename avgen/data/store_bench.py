@@ -138,7 +138,8 @@ def measured(config: BenchConfig, number: int, queue: Any) -> None:
     source, order = opened(config)
     open_s = time.perf_counter() - began
     after = own_mib()
-    step, pairs = 1_000_000 * (number + 1), []
+    step = 1_000_000 * (number + 1)
+    pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + config.seconds
     while time.perf_counter() < end or len(pairs) < 5:
         raw = read = 0.0
