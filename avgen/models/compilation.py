@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 
 
 def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
-    """Compile each kind of block once per shape; equal blocks share the code.
+    """Compile each kind of layer once per shape, blocks and those of the captions; equal ones share the code.
 
     Past its limit torch would run new shapes uncompiled without a word, so the limit is kept here, where
     the error can say what to change.
     """
     # a block with and one without a bridge, each with and without gradients
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * max_shapes)
-    for block in model.blocks:
-        block.compile(fullgraph=True, dynamic=False)
+    for layer in (*model.blocks, *model.captions.layers):
+        layer.compile(fullgraph=True, dynamic=False)
+    for tower in model.towers.values():
+        tower.text_embed.compile(fullgraph=True, dynamic=False)
+        tower.out = torch.compile(tower.out, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
     model.register_forward_pre_hook(ShapeBudget(max_shapes))
 
 

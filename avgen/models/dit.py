@@ -21,7 +21,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from avgen.models.architecture import ModelConfig, TowerConfig
+from avgen.models.architecture import ModelConfig, TextConfig, TowerConfig
 from avgen.models.attention import choose
 from avgen.models.blocks import (
     PARTNER,
@@ -72,14 +72,14 @@ def run_blocks(blocks: Sequence[Block], x: Streams, context: dict[str, Context],
 class Tower(nn.Module):
     """A tower's ends: tokens in, noise levels, captions, velocity out. Its layers stand in the blocks."""
 
-    def __init__(self, config: TowerConfig, text_width: int) -> None:
+    def __init__(self, config: TowerConfig, text: TextConfig) -> None:
         super().__init__()
         width = config.width
         self.embed = nn.Linear(config.channels, width)
         self.level_embed = nn.Sequential(nn.Linear(LEVEL_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.level_modulate = nn.Linear(width, 6 * width)
         self.text_embed = nn.Sequential(
-            nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+            nn.Linear(text.width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
         )
         self.head_table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, config.channels)
@@ -155,8 +155,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         saved = {"video": video, "audio": audio, "text": text, "bridge": bridge}
         self.spec = spec = ModelConfig.of({**saved, "coupling": coupling, "attention": attention})
         self.sharing: Sharing = Alone()
-        self.captions = Captions(**asdict(spec.text), backend=spec.attention)
-        towers = {m: Tower(tower, spec.text.width) for m, tower in spec.towers.items()}
+        self.captions = Captions(spec.text, spec.attention)
+        towers = {m: Tower(tower, spec.text) for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         widths = {m: tower.width for m, tower in spec.towers.items()}
         coupled = spec.coupling == "cross" and len(widths) == 2

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from avgen.models.architecture import TextConfig
 from avgen.models.attention import attend
 from avgen.types import Text
 
@@ -149,11 +150,17 @@ class ByteLayer(nn.Module):
 class Captions(nn.Module):
     """What both towers are told: features of either kind, with a learned null where a caption was dropped."""
 
-    def __init__(self, kind: str, width: int, depth: int, heads: int, max_length: int, backend: str) -> None:
+    def __init__(self, config: TextConfig, backend: str) -> None:
         super().__init__()
-        self.encoder = ByteEncoder(width, depth, heads, max_length, backend) if kind == "bytes" else None
-        self.width = width
-        self.null = nn.Parameter(torch.randn(width) * 0.02)
+        size = (config.width, config.depth, config.heads, config.max_length)
+        self.encoder = ByteEncoder(*size, backend) if config.kind == "bytes" else None
+        self.width = config.width
+        self.null = nn.Parameter(torch.randn(config.width) * 0.02)
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """Those of an encoder that trains with the model."""
+        return [] if self.encoder is None else list(self.encoder.layers)
 
     def forward(self, text: Text) -> tuple[Tensor, Tensor]:
         """(B, L, D) features and (B, L) which of them count."""
