@@ -20,12 +20,12 @@ def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     Past its limit torch would run new shapes uncompiled without a word, so the limit is kept here, where
     the error can say what to change.
     """
-    import torch._inductor.config  # takes seconds, and only compiling needs it
+    from torch._inductor import config as inductor  # takes seconds, and only compiling needs it
 
     # a block with and one without a bridge, each with and without gradients
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * max_shapes)
     # of the CPU's two tanh the one by way of exp takes half the time; GELU adds 1 to it, so its rounding near 0 is lost
-    torch._inductor.config.cpp.use_decompose_tanh = True
+    inductor.cpp.use_decompose_tanh = True
     for layer in (*model.blocks, *model.captions.layers):
         layer.compile(fullgraph=True, dynamic=False)
     for tower in model.towers.values():
