@@ -25,6 +25,7 @@ from avgen.demo.figures import Figure
 from avgen.demo.showing import Shown, show_made, varied
 from avgen.sample.exam import TASKS, Exam, crew
 from avgen.sample.folder import open_pipeline
+from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.judge import Estimate, Judge, Scored
 from avgen.sample.method import Method
 from avgen.sample.scores import Found, answers, judge_of, scored
@@ -33,6 +34,7 @@ from avgen.train.config import ToyboxData, TrainConfig
 
 BATCH = 20  # clips made at once
 QUICK_STEPS = 4  # of training, and of the solver
+TEXT_GUIDANCE = 2.0  # in both modalities, as `avgen sample` does unless told otherwise
 
 
 class Unfinished(RuntimeError):
@@ -58,7 +60,7 @@ def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
     if config.quick:
         words += [
             *(f"steps={QUICK_STEPS}", "task_stages=[]", "data.workers=0", "validation_clips=2", "log_every=1"),
-            "samples.every=0",
+            *("samples.every=0", "compile=false"),
             # the demo's own clips, so that the codecs are fitted once
             *(f"data.fit_clips={config.fit_clips}", f"data.world.scenes=[{','.join(config.world.scenes)}]"),
         ]
@@ -92,7 +94,8 @@ def train(config: DemoConfig, console: Console) -> tuple[TrainConfig, float]:
 
 def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[list[Answers], float]:
     """Every task over unseen items, and over unseen combinations if asked for; seconds per clip made and read."""
-    method = Method(SolverConfig(steps=QUICK_STEPS) if config.quick else SolverConfig(), precision="bf16")
+    solver = SolverConfig(steps=QUICK_STEPS) if config.quick else SolverConfig()
+    method = Method(solver, Guidance(*(ModalityGuidance(text=TEXT_GUIDANCE),) * 2), precision="bf16")
     pipeline = open_pipeline(run.out)
     columns = (
         TextColumn("{task.description}"),
