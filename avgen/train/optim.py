@@ -137,7 +137,7 @@ class Muon(Optimizer):
             if isinstance(p, DTensor):
                 update = distribute_tensor(update, p.device_mesh, p.placements, src_data_rank=None)
             p.mul_(1 - lr * weight_decay)
-            p.add_(update.type_as(p), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+            p.add_(update.to(p.dtype), alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
