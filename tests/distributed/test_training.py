@@ -159,5 +159,5 @@ def test_accumulation_over_two_processes_equals_the_big_batch(tmp_path):
         settings = training.config(tmp_path / strategy, batch=16, steps=4, accumulate=4, parallel=STRATEGIES[strategy])
         for seen, found in ranks.run(tmp_path / f"2 {strategy}", 2, training.watched, settings):
             assert training.furthest(seen.losses, expected.losses) < 1e-5
-            # one weight of next to no gradient, whose rounding Adam divides by its size, is 1.005e-5 off, the others 2e-6
+            # one weight of next to no gradient, whose rounding Adam divides by its size, is 1.005e-5 off; others 2e-6
             assert training.difference(found, weights) < 2e-5
