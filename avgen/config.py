@@ -365,9 +365,11 @@ def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_d
         chosen: dict[str, Any] = dict(config.hydra.runtime.choices)
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-        for key, text in texts:
-            OmegaConf.update(config, key, text.replace("${", "\\${"), force_add=True)
-        mapping: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        # OmegaConf would read "${" and backslashes in a text, so it sees a mark, and other keys may still refer to it
+        marks = {f"\0{i}\0": text for i, (_, text) in enumerate(texts)}
+        for (key, _), mark in zip(texts, marks, strict=True):
+            OmegaConf.update(config, key, mark, force_add=True)
+        mapping = _filled(OmegaConf.to_container(config, resolve=True, throw_on_missing=False), marks)
     except (HydraException, OmegaConfBaseException) as refused:
         what = f"{name}.yaml does not compose" if name else "the keys do not compose"
         raise ConfigError("", f"{what}: {str(refused).splitlines()[0]}") from refused
@@ -378,6 +380,18 @@ def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_d
             if file.is_file():
                 files.append((group.replace("/", "."), file))
     return Composed(mapping, tuple(overrides), tuple(files), tuple(folders), tuple(offered))
+
+
+def _filled(value: Any, marks: Mapping[str, str]) -> Any:
+    """The composed data with every mark replaced by its text."""
+    if isinstance(value, dict):
+        return {key: _filled(inner, marks) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, marks) for inner in value]
+    if isinstance(value, str):
+        for mark, text in marks.items():
+            value = value.replace(mark, text)
+    return value
 
 
 def _checked(

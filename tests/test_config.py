@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from avgen import config
@@ -209,6 +209,8 @@ def test_files_groups_recipes_and_overrides_compose(folder: Path) -> None:
 
 @settings(max_examples=40)  # each composes a file
 @given(st.text().filter(lambda t: t not in (config.UNSET, "null") and "\x00" not in t))
+@example("a ${b}, a \\${b} and a \\\\${b}")
+@example("${text}")
 def test_text_is_taken_as_typed(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.getbasetemp() / "typed"
     folder.mkdir(exist_ok=True)

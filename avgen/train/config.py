@@ -168,6 +168,7 @@ class OptimizerConfig:
         "bf16"  # of its iterations; fp32 where runs of 1 and 2 processes must agree
     )
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW: memory of the mean and of the square
+    eps: float = 1e-8  # of AdamW: gradients much smaller than this move nothing
     weight_decay: float = 0.0  # of every matrix, per unit of learning rate
     warmup_steps: int = 50  # steps in which the rate rises from 0
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"  # wsd: constant, then linear to 0 over the last fifth
@@ -175,7 +176,7 @@ class OptimizerConfig:
     scale: PartRates = field(default_factory=PartRates)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "clip_norm"):
+        for name in ("lr", "muon_lr", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
         if self.warmup_steps < 0:

@@ -32,7 +32,7 @@ class Optimizers:
                 torch.optim.AdamW(
                     self.groups(adamw, config.lr, config.scale),
                     betas=config.betas,
-                    eps=1e-8,
+                    eps=config.eps,
                     weight_decay=config.weight_decay,
                     fused=self.named[adamw[0]].device.type in ("cpu", "cuda"),
                 )
