@@ -22,10 +22,10 @@ demo: $(INSTALLED)
 	$(BIN)/avgen demo $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 $(TESTS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(TESTS)
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow" $(TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

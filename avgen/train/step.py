@@ -40,15 +40,19 @@ def draw(batch: Batch, config: TrainConfig, step: int, places: range) -> Draw:
 
 
 def with_every_stream(batch: Batch, model: ModelConfig) -> Batch:
-    """A stream that no sample has, but the model has a tower for, as one token that is not real.
+    """A stream that no sample has, but the model has a tower for, as one token that is not real; and in each a level
+    for given tokens, whether or not there are any.
 
     Then every weight has a gradient, if only zero, whatever tasks a process drew: processes that add up gradients
-    must agree on which there are.
+    must agree on which there are. And compiled code meets one shape: every other costs half a minute of compilation.
     """
     for m, tower in model.towers.items():
-        if getattr(batch, m) is None:
+        stream = getattr(batch, m)
+        if stream is None:
             stream = absent_stream(batch, m, tower.channels)
-            batch = replace(batch, video=stream) if m == "video" else replace(batch, audio=stream)
+        elif stream.levels.shape[1] == 1:
+            stream = stream.give(torch.zeros_like(stream.slot, dtype=torch.bool))
+        batch = replace(batch, video=stream) if m == "video" else replace(batch, audio=stream)
     return batch
 
 

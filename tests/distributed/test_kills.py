@@ -16,7 +16,8 @@ from avgen.train.config import OptimizerConfig, ParallelConfig
 from tests.distributed import ranks, training
 from tests.models.factory import config as model_config
 
-KILLS = {"one": 20, "ddp": 20, "fsdp": 10}  # a start of FSDP takes longer
+KILLS = {"one": 20, "ddp": 20, "fsdp": 5}
+STEPS = {"one": 200, "ddp": 200, "fsdp": 60}  # a start and a step of FSDP take several times longer
 SMALL = model_config(
     video=TowerConfig(channels=6, width=16, heads=2, depth=1),
     audio=TowerConfig(channels=5, width=16, heads=2, depth=1),
@@ -33,20 +34,29 @@ def settings(folder, **changes):
 
 def newest(folder):
     """The step of the newest checkpoint, 0 before the first."""
-    return max((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), default=0)
+    return max((int(name.removeprefix("step_")) for name in names(folder) if name.startswith("step_")), default=0)
 
 
-def kill_at_random(processes, folder, chance, before):
+def names(folder):
+    return os.listdir(folder) if folder.exists() else []
+
+
+def saving(folder):
+    """Whether a checkpoint is being written, or was when its run was killed."""
+    return any(name.startswith(".step_") and name.endswith(".part") for name in names(folder))
+
+
+def kill_at_random(processes, folder, chance, before, steps):
     """Kill all of them: none to two saves further on, at some instant after it or while the next is being written."""
 
     def wait_until(reached):
         while not reached() and all(p.is_alive() for p in processes):
-            time.sleep(0.002)
+            time.sleep(0.004)
 
-    target = min(before + chance.choice([0, 10, 10, 20]), 190)
+    target = min(before + chance.choice([0, 10, 10, 20]), steps - 10)
     wait_until(lambda: newest(folder) >= target)
     if chance.random() < 0.5:
-        wait_until(lambda: any(folder.glob(".step_*.part")))
+        wait_until(lambda: saving(folder))
     time.sleep(chance.uniform(0, 0.4))
     alive = [p for p in processes if p.is_alive()]
     for process in chance.sample(alive, len(alive)):
@@ -61,14 +71,15 @@ def kill_at_random(processes, folder, chance, before):
 def test_kills_change_no_bit(strategy, tmp_path):
     count = 1 if strategy == "one" else 2
     parallel = ParallelConfig("ddp" if strategy == "one" else strategy)
-    whole = ranks.run(tmp_path / "a", count, training.trained, settings(tmp_path / "whole", parallel=parallel))
-    cut = settings(tmp_path / "cut", parallel=parallel)
+    changes = {"parallel": parallel, "steps": STEPS[strategy]}
+    whole = ranks.run(tmp_path / "a", count, training.trained, settings(tmp_path / "whole", **changes))
+    cut = settings(tmp_path / "cut", **changes)
     folder, chance = tmp_path / "cut" / "checkpoints", random.Random(strategy)
     kills, during_a_save, before = 0, 0, 0
     for _ in range(KILLS[strategy]):
         processes = ranks.start(count, training.trained, cut)
-        kills += kill_at_random(processes, folder, chance, before)
-        during_a_save += any(folder.glob(".step_*.part"))
+        kills += kill_at_random(processes, folder, chance, before, STEPS[strategy])
+        during_a_save += saving(folder)
         assert checkpoint.checkpoints(folder) == sorted(folder.glob("step_*"))
         assert newest(folder) >= before
         before = newest(folder)
