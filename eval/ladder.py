@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 from scipy import signal
@@ -53,11 +54,19 @@ def speed(clip: Clip, percent: float, other: Clip) -> Clip:
 def pitch(clip: Clip, semitones: float, other: Clip) -> Clip:
     """Higher, at the same times: stretched by a phase vocoder, then played faster."""
     import torch
-    from torchaudio.functional import pitch_shift
+    from torchaudio.functional import phase_vocoder
 
-    wave, rate = wave_of(clip)
+    wave, _ = wave_of(clip)
+    higher = Fraction(2 ** (semitones / 12)).limit_denominator(50)  # torchaudio takes seconds over its finer ratio
+    length, hop = 512, 128
+    window = torch.hann_window(length)
     with torch.inference_mode():
-        return with_wave(clip, pitch_shift(torch.from_numpy(wave), rate, semitones, n_fft=512).numpy())
+        spectrum = torch.stft(torch.from_numpy(wave), length, hop, window=window, return_complex=True)
+        advance = torch.linspace(0, torch.pi * hop, spectrum.shape[-2])[:, None]
+        slow = phase_vocoder(spectrum, 1 / float(higher), advance)
+        stretched = torch.istft(slow, length, hop, window=window, length=round(wave.shape[1] * higher)).numpy()
+    made = signal.resample_poly(stretched, higher.denominator, higher.numerator, axis=1)[:, : wave.shape[1]]
+    return with_wave(clip, np.pad(made, ((0, 0), (0, wave.shape[1] - made.shape[1]))))
 
 
 def low_pass(clip: Clip, octaves: float, other: Clip) -> Clip:

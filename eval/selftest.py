@@ -158,13 +158,14 @@ def world_of(config: SelftestConfig) -> ToyboxConfig:
 
 
 def with_fault(take: Take, rung: Rung, dose: float, other: Clip) -> Take:
-    """What is known of the picture is kept where only the sound changes."""
+    """What is known of picture or sound is kept where only the other changes."""
     clip = rung.damage(take.clip, dose, other)
     if clip.video is take.clip.video:
         assert clip.audio is not None
         assert clip.sample_rate_hz is not None
         return take.with_sound(Sound(clip.audio, clip.sample_rate_hz, take.clock))
-    return Take(take.prompt, clip=clip, reference=take.clip)
+    damaged = Take(take.prompt, clip=clip, reference=take.clip, clock=take.clock)
+    return damaged.with_sound(take.sound) if clip.audio is take.clip.audio else damaged
 
 
 def table_of(metric: ClipMetric, fault: str, rung: Rung, values: Values) -> DoseResponse:

@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, special
 from scipy.spatial.distance import cdist
-from scipy.stats import norm
 
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4)  # of both sets, at which the Frechet distance is taken
 DRAWS = 4  # per share below 1
@@ -114,7 +113,7 @@ def discrepancy(x: np.ndarray, y: np.ndarray, bandwidth: float | None = None, le
     first_y = np.var(kyy.sum(1) / (m - 1) - kxy.mean(0), ddof=1) - second_yy / (m - 1) - second_xy / n
     variance = 4 * max(0.0, first_x) / n + 4 * max(0.0, first_y) / m
     variance += 2 * second_xx / (n * (n - 1)) + 2 * second_yy / (m * (m - 1)) + 4 * second_xy / (n * m)
-    reach = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    reach = float(special.ndtri((1 + level) / 2)) * math.sqrt(variance)
     return Discrepancy(float(value), float(value - reach), float(value + reach), (n, m), bandwidth)
 
 

@@ -54,6 +54,13 @@ def made(runs: tuple[Path, Path]) -> Path:
     return write_report(ReportConfig(runs=runs))
 
 
+@pytest.fixture(scope="module")
+def one_browser() -> Iterator[Any]:
+    """Opened once: its start is most of what a page's test takes."""
+    with browser() as opened:
+        yield opened
+
+
 def data_of(path: Path) -> Any:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
     assert found
@@ -97,7 +104,7 @@ def test_media_are_embedded_only_as_far_as_asked(runs: tuple[Path, Path]) -> Non
     assert all((out.parent / src).is_file() for src in sources)
 
 
-def test_a_prompt_cannot_break_the_page(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_prompt_cannot_break_the_page(runs: tuple[Path, Path], tmp_path: Path, one_browser: Any) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "summary.json").write_text((runs[0] / "summary.json").read_text())
@@ -118,7 +125,7 @@ def test_wrong_input_names_the_key(runs: tuple[Path, Path], tmp_path: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def shown(made: Path) -> Iterator[Any]:
+def shown(made: Path, one_browser: Any) -> Iterator[Any]:
     with page(made, viewport={"width": 1280, "height": 900}) as opened:
         yield opened
 
@@ -175,16 +182,15 @@ def test_failures_are_told(shown: Any) -> None:
     assert "cannot be opened" in text
 
 
-def test_light_dark_and_phone(made: Path) -> None:
-    with browser() as opened:
-        grounds = []
-        for scheme, width in (("light", 1280), ("dark", 390)):
-            window = opened.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
-            shown = window.new_page()
-            shown.goto(made.resolve().as_uri())
-            grounds.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
-            assert shown.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out sideways
-            shown.keyboard.press("t")
-            assert shown.evaluate("getComputedStyle(document.body).backgroundColor") != grounds[-1]
-            window.close()
-        assert grounds[0] != grounds[1]
+def test_light_dark_and_phone(made: Path, one_browser: Any) -> None:
+    grounds = []
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        window = one_browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+        shown = window.new_page()
+        shown.goto(made.resolve().as_uri())
+        grounds.append(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out sideways
+        shown.keyboard.press("t")
+        assert shown.evaluate("getComputedStyle(document.body).backgroundColor") != grounds[-1]
+        window.close()
+    assert grounds[0] != grounds[1]

@@ -52,8 +52,16 @@ def without_cost(out: Path) -> dict[str, Any]:
     return {k: v for k, v in json.loads((out / "summary.json").read_text()).items() if k != "cost_s"}
 
 
-def test_perfect_toys_reach_their_ceiling_and_nulls_do_not(toys: Path, tmp_path: Path) -> None:
-    summary = run.evaluate(config(toys, tmp_path))
+@pytest.fixture(scope="module")
+def whole(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toys scored in one go by one process."""
+    out = tmp_path_factory.mktemp("scored") / "whole"
+    run.evaluate(config(toys, out))
+    return out
+
+
+def test_perfect_toys_reach_their_ceiling_and_nulls_do_not(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
     sync = summary["metrics"]["toybox.sync"]
     assert sync["mean"] == pytest.approx(1, abs=0.05)
     assert sync["ceiling"]["mean"] == pytest.approx(1, abs=0.05)
@@ -67,21 +75,19 @@ def test_perfect_toys_reach_their_ceiling_and_nulls_do_not(toys: Path, tmp_path:
         assert all(cell["shown"] == (cell["prompts"] >= 3) for cell in cells.values())
     assert all(name in summary["cost_s"] for name in ("feature:decoded", "sync.offset_s", "picture.sharpness"))
     assert summary["cost_s"]["feature:decoded"]["clips"] == 8
-    for line in lines_of(tmp_path):
-        assert (tmp_path / line["file"]).resolve().is_file()
+    for line in lines_of(whole):
+        assert (whole / line["file"]).resolve().is_file()
         for result in line["results"].values():
             assert (result["value"] is not None) == (result["status"] == "ok")
 
 
 def test_another_number_of_processes_gives_the_same_bytes(
-    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toys: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eval.pool.METHOD", "fork")  # spares the workers their imports
-    run.evaluate(config(toys, tmp_path / "one"))
     run.evaluate(config(toys, tmp_path / "two", workers=2))
-    one, two = (tmp_path / name / "results.jsonl" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
-    assert without_cost(tmp_path / "one") == without_cost(tmp_path / "two")
+    assert (tmp_path / "two" / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+    assert without_cost(tmp_path / "two") == without_cost(whole)
 
 
 def test_a_second_run_measures_nothing_again_and_a_changed_metric_only_itself(
@@ -187,29 +193,31 @@ def test_a_wrong_frame_rate_is_reported_and_not_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_writes_the_same_bytes(toys: Path, tmp_path: Path) -> None:
-    words = [f"clips={toys}", "limit=8", "workers=2", "resamples=200"]
-    command = [sys.executable, "-m", "avgen", "eval", *words]
-    subprocess.run([*command, f"out={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True, timeout=900)
+def test_killed_and_started_again_it_writes_the_same_bytes(toys: Path, whole: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    words = [f"clips={toys}", f"out={cut}", "limit=8", "workers=2", "resamples=200", "least=3"]
     killed = subprocess.Popen(
-        [*command, f"out={tmp_path / 'cut'}"],
+        [sys.executable, "-m", "avgen", "eval", *words],
         cwd=ROOT,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 900
-    while not list((tmp_path / "cut").rglob("cache/*/*.json")) and killed.poll() is None:
+    while not list(cut.rglob("cache/*/*.json")) and killed.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     if killed.poll() is None:
         os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "cut" / "results.jsonl").exists()
-    subprocess.run([*command, f"out={tmp_path / 'cut'}"], cwd=ROOT, check=True, capture_output=True, timeout=900)
-    assert (tmp_path / "cut" / "results.jsonl").read_bytes() == (tmp_path / "whole" / "results.jsonl").read_bytes()
-    assert without_cost(tmp_path / "cut") == without_cost(tmp_path / "whole")
+    assert not (cut / "results.jsonl").exists()
+    kept = {path: path.read_bytes() for path in cut.rglob("cache/*/*.json")}
+    assert kept
+    run.evaluate(config(toys, cut))
+    assert all(path.read_bytes() == bytes_ for path, bytes_ in kept.items())  # what was measured stays
+    assert (cut / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
+    assert without_cost(cut) == without_cost(whole)
 
 
 def test_ranks_share_the_clips(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
