@@ -46,6 +46,13 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("app", "avgen.sample.app", "make clips on a page in the browser", "app", "avgen.sample.app:AppConfig"),
     Verb("eval", "eval.__main__", "score clips with error bars, compare two runs", "eval", "eval.config:EvalConfig"),
+    Verb(
+        "prefer",
+        "avgen.prefer.__main__",
+        "mine pairs of better and worse clips, to train on",
+        "prefer",
+        "avgen.prefer.config:PreferConfig",
+    ),
     Verb("curves", "avgen.train.curves", "draw the loss curves of a training run"),
     Verb("bench", "avgen.bench", "time training steps beside this machine's matmul rate"),
     Verb(

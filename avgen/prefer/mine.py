@@ -1,0 +1,221 @@
+"""Mining: scores of candidates to pairs, and to a reason for every clip and prompt that makes none.
+
+Every metric is brought to standard deviations with larger being better, a group is the weighted mean of its metrics,
+and a pair is two clips of one prompt that the groups tell apart. The same scores give the same pairs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+from statistics import fmean, pstdev
+
+from avgen.config import fingerprint
+from avgen.prefer.candidates import Candidate, Excluded, Pool, relative
+from avgen.prefer.config import Group, PreferConfig
+from avgen.prefer.pairs import Modality, Pair, Side, generated
+
+EQUAL = 1e-9  # standard deviations: less is rounding
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Pairs, and why the rest made none."""
+
+    pairs: tuple[Pair, ...]
+    excluded: tuple[Excluded, ...]
+    candidates: int  # clips that could be compared
+    prompts: int
+    fingerprint: str  # of settings and scores
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate and its score in each group that could be scored, in standard deviations."""
+
+    clip: Candidate
+    groups: Mapping[str, float]
+
+
+def mine(pool: Pool, config: PreferConfig) -> Mined:
+    check_metrics(pool, config.groups)
+    excluded = list(pool.excluded)
+    comparable = {
+        prompt: kept for prompt, clips in pool.prompts.items() if (kept := fit(prompt, clips, config.groups, excluded))
+    }
+    everyone = [clip for clips in comparable.values() for clip in clips]
+    scale = Scale.of(everyone, pool, config.groups)
+    what = {"clips", "results", "out", "shown"}
+    mark = fingerprint((pool.fingerprint, {k: v for k, v in vars(config).items() if k not in what}))
+    pairs: list[Pair] = []
+    for prompt, clips in comparable.items():
+        own = Scale.of(clips, pool, config.groups) if config.normalise == "prompt" else scale
+        judged = [Judged(clip, own.scores(clip, clips, config.groups)) for clip in clips]
+        for trains, names in claims(config):
+            found = list(best(judged, trains, names, config))
+            if not found:
+                reason = why_none(judged, trains, names, config)
+                excluded.append(Excluded(prompt, reason, f"{len(clips)} clips, by {' and '.join(names)}"))
+            pairs += [pair_of(winner, loser, gaps, trains, config, mark) for winner, loser, gaps in found]
+    return Mined(tuple(pairs), tuple(excluded), len(everyone), len(pool.prompts), mark)
+
+
+def check_metrics(pool: Pool, groups: Mapping[str, Group]) -> None:
+    """A mistyped metric must not look like one that failed."""
+    for name, group in groups.items():
+        for metric, weight in group.metrics.items():
+            if metric not in pool.directions:
+                near = difflib.get_close_matches(metric, pool.directions, n=1) or sorted(pool.directions)[:8]
+                raise ValueError(
+                    f"groups.{name}.metrics: the results have no metric {metric!r}; nearest: {', '.join(near)}"
+                )
+            if weight < 0 and pool.directions[metric] != "none":
+                raise ValueError(
+                    f"groups.{name}.metrics: {metric}={weight} is negative, but the results say which values are "
+                    f"better ({pool.directions[metric]}): give a positive weight"
+                )
+
+
+def fit(
+    prompt: str, clips: Sequence[Candidate], groups: Mapping[str, Group], excluded: list[Excluded]
+) -> list[Candidate]:
+    """The prompt's clips that can be compared with each other; the others, with the reason, into `excluded`."""
+    kept: list[Candidate] = []
+    wanted = list(dict.fromkeys(metric for group in groups.values() for metric in group.metrics))
+    # a metric that no clip of the prompt has says nothing about any of them; one that some have, about the others
+    known = [metric for metric in wanted if any(metric in clip.values for clip in clips)]
+    for metric in (m for m in wanted if m not in known and clips):
+        says = f"{metric} is {clips[0].why_not.get(metric, 'not measured')}"
+        excluded.append(Excluded(prompt, "a metric has no value for any clip", says))
+    for clip in clips:
+        lacking = [metric for metric in known if metric not in clip.values]
+        if lacking:
+            says = f"{lacking[0]} is {clip.why_not.get(lacking[0], 'not measured')}"
+            excluded.append(Excluded(prompt, "a metric has no value for this clip", says, clip.seed))
+        elif kept and clip.asked != kept[0].asked:
+            says = "not the task, form, caption and given files of the prompt's other clips"
+            excluded.append(Excluded(prompt, "the clip was asked for otherwise", says, clip.seed))
+        elif any(clip.sha256 == other.sha256 for other in kept):
+            excluded.append(Excluded(prompt, "the clip is a copy of another", seed=clip.seed))
+        else:
+            kept.append(clip)
+    if len(kept) < 2:
+        excluded.append(Excluded(prompt, "fewer than two clips can be compared", f"{len(kept)} of {len(clips)}"))
+        return []
+    return kept
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of each metric, larger being better."""
+
+    moments: Mapping[str, tuple[float, float]]
+    signs: Mapping[str, str]  # direction of each
+
+    @classmethod
+    def of(cls, clips: Sequence[Candidate], pool: Pool, groups: Mapping[str, Group]) -> Scale:
+        moments = {}
+        for metric in {metric for group in groups.values() for metric in group.metrics}:
+            values = [upward(clip.values[metric], pool.directions[metric]) for clip in clips if metric in clip.values]
+            if values:
+                moments[metric] = (fmean(values), pstdev(values))
+        return cls(moments, pool.directions)
+
+    def scores(self, clip: Candidate, beside: Sequence[Candidate], groups: Mapping[str, Group]) -> dict[str, float]:
+        """The clip's score in every group of which it has a metric; a metric in which all are equal says 0."""
+        found = {}
+        for name, group in groups.items():
+            weights = {metric: w for metric, w in group.metrics.items() if metric in clip.values}
+            if weights:
+                whole = sum(abs(w) for w in weights.values())
+                found[name] = sum(w * self.z(metric, clip) for metric, w in weights.items()) / whole
+        return found
+
+    def z(self, metric: str, clip: Candidate) -> float:
+        mean, deviation = self.moments[metric]
+        value = upward(clip.values[metric], self.signs[metric])
+        return (value - mean) / deviation if deviation > EQUAL * max(1.0, abs(mean)) else 0.0
+
+
+def upward(value: float, direction: str) -> float:
+    """The value with larger being better; of a metric without a better direction the weight's sign decides."""
+    return {"lower": -value, "zero": -abs(value)}.get(direction, value)
+
+
+def claims(config: PreferConfig) -> list[tuple[tuple[Modality, ...], tuple[str, ...]]]:
+    """What pairs are to say: what they train, and the groups they follow from."""
+    if config.mode == "modality":
+        return [(group.trains, (name,)) for name, group in config.groups.items()]
+    return [(("video", "audio"), tuple(config.groups))]
+
+
+def best(
+    judged: Sequence[Judged], trains: tuple[Modality, ...], names: Sequence[str], config: PreferConfig
+) -> Iterator[tuple[Candidate, Candidate, dict[str, float]]]:
+    """(winner, loser, gaps) from the widest apart on, no clip twice."""
+    if not set(trains) & set(generated(judged[0].clip.task)):
+        return
+    ranked = []
+    for better, worse in permutations(judged, 2):
+        gaps = gaps_of(better, worse, names)
+        if gaps and beats(gaps, config):
+            ranked.append((better.clip, worse.clip, gaps))
+    ranked.sort(key=lambda row: (-total(row[2], config), row[0].seed, row[1].seed))
+    used: set[int] = set()
+    for winner, loser, gaps in ranked:
+        if len(used) < 2 * config.per_prompt and not {winner.seed, loser.seed} & used:
+            used |= {winner.seed, loser.seed}
+            yield winner, loser, gaps
+
+
+def gaps_of(winner: Judged, loser: Judged, names: Sequence[str]) -> dict[str, float]:
+    return {name: winner.groups[name] - loser.groups[name] for name in names if name in winner.groups}
+
+
+def beats(gaps: Mapping[str, float], config: PreferConfig) -> bool:
+    ahead = total(gaps, config) > config.margin + EQUAL
+    return ahead and (config.mode == "sum" or all(gap > config.groups[n].margin + EQUAL for n, gap in gaps.items()))
+
+
+def total(gaps: Mapping[str, float], config: PreferConfig) -> float:
+    """Weighted mean over the groups."""
+    weights = [config.groups[name].weight for name in gaps]
+    return math.fsum(w * gap for w, gap in zip(weights, gaps.values(), strict=True)) / sum(weights)
+
+
+def why_none(judged: Sequence[Judged], trains: tuple[Modality, ...], names: Sequence[str], config: PreferConfig) -> str:
+    """Why no two clips of a prompt make a pair."""
+    if not set(trains) & set(generated(judged[0].clip.task)):
+        return f"the task makes no {' or '.join(trains)}"
+    both = [gaps_of(one, other, names) for one, other in combinations(judged, 2)]
+    if not any(both):
+        return "no metric of the groups has a value"
+    if all(abs(gap) <= EQUAL for gaps in both for gap in gaps.values()):
+        return "tie: the groups find all clips equal"
+    if all(abs(total(gaps, config)) <= config.margin + EQUAL for gaps in both):
+        return "tie: no two clips are further apart than the margin"
+    return "no clip is ahead of another in every group"
+
+
+def pair_of(
+    winner: Candidate,
+    loser: Candidate,
+    gaps: Mapping[str, float],
+    trains: tuple[Modality, ...],
+    config: PreferConfig,
+    mark: str,
+) -> Pair:
+    metrics = list(dict.fromkeys(metric for name in gaps for metric in config.groups[name].metrics))
+
+    def side(clip: Candidate) -> Side:
+        scores = {metric: clip.values[metric] for metric in metrics if metric in clip.values}
+        return Side(relative(clip.file, config.out), clip.seed, clip.sha256, clip.model, scores)
+
+    rounded = {name: round(gap, 6) for name, gap in gaps.items()}
+    kept: tuple[Modality, ...] = tuple(m for m in generated(winner.task) if m in trains)
+    return Pair(
+        winner.prompt, winner.text, winner.task, winner.form, side(winner), side(loser), kept, "metrics", rounded, mark
+    )
