@@ -13,7 +13,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 Work = Callable[..., Any]
-METHOD = "forkserver"  # a fork of this process would inherit its threads' locks
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterat
     if workers <= 1 or not tasks:  # one task alone may still be the one that kills its process
         yield from ((place, work(*task)) for place, task in enumerate(tasks))
         return
-    context: Any = multiprocessing.get_context(METHOD)
+    # a fork of this process would inherit its threads' locks, and may wait for them for ever
+    context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["eval.score"])
     waiting = iter(range(len(tasks)))
     crew = [_started(context, work) for _ in range(min(workers, len(tasks)))]

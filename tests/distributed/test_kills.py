@@ -38,7 +38,7 @@ def newest(folder):
 
 
 def names(folder):
-    return os.listdir(folder) if folder.exists() else []
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 
 def saving(folder):

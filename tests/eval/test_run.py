@@ -21,10 +21,19 @@ from avgen.data.toybox import ToyboxConfig, parse, render_facts
 from avgen.types import Clip
 from eval import registry, run
 from eval.config import EvalConfig
+from eval.score import Scorer
 from eval.suites import read_suite
 from tests.conftest import ROOT
 
-FAULTY = registry.Group("faulty", "faulty", "tests.eval.faulty")
+WITH_FAULTS = (*registry.GROUPS, registry.Group("faulty", "faulty", "tests.eval.faulty"))
+
+
+class FaultyScorer(Scorer):
+    """Brings the faulty metrics along to the processes of the workers."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        registry.GROUPS = WITH_FAULTS
+        super().__setstate__(state)
 
 
 def toy(text: str, index: int = 0) -> Clip:
@@ -81,10 +90,7 @@ def test_perfect_toys_reach_their_ceiling_and_nulls_do_not(whole: Path) -> None:
             assert (result["value"] is not None) == (result["status"] == "ok")
 
 
-def test_another_number_of_processes_gives_the_same_bytes(
-    toys: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eval.pool.METHOD", "fork")  # spares the workers their imports
+def test_another_number_of_processes_gives_the_same_bytes(toys: Path, whole: Path, tmp_path: Path) -> None:
     run.evaluate(config(toys, tmp_path / "two", workers=2))
     assert (tmp_path / "two" / "results.jsonl").read_bytes() == (whole / "results.jsonl").read_bytes()
     assert without_cost(tmp_path / "two") == without_cost(whole)
@@ -132,9 +138,8 @@ def faulty_folder(folder: Path) -> Path:
 
 def test_every_fault_has_its_status_and_never_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = faulty_folder(tmp_path)
-    # workers are processes of their own: they learn of the group from the environment of the test
-    monkeypatch.setattr(registry, "GROUPS", (*registry.GROUPS, FAULTY))
-    monkeypatch.setattr("eval.pool.METHOD", "fork")
+    monkeypatch.setattr(registry, "GROUPS", WITH_FAULTS)
+    monkeypatch.setattr(run, "Scorer", FaultyScorer)
     summary = run.evaluate(
         config(
             folder / "clips",
