@@ -69,25 +69,29 @@ def kill_at_random(processes, folder, chance, before, steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", KILLS)
 def test_kills_change_no_bit(strategy, tmp_path):
+    """A run that reaches its end before the last kill is followed by another."""
     count = 1 if strategy == "one" else 2
-    parallel = ParallelConfig("ddp" if strategy == "one" else strategy)
-    changes = {"parallel": parallel, "steps": STEPS[strategy]}
-    whole = ranks.run(tmp_path / "a", count, training.trained, settings(tmp_path / "whole", **changes))
-    cut = settings(tmp_path / "cut", **changes)
-    folder, chance = tmp_path / "cut" / "checkpoints", random.Random(strategy)
-    kills, during_a_save, before = 0, 0, 0
-    for _ in range(KILLS[strategy]):
-        processes = ranks.start(count, training.trained, cut)
-        kills += kill_at_random(processes, folder, chance, before, STEPS[strategy])
-        during_a_save += saving(folder)
-        assert checkpoint.checkpoints(folder) == sorted(folder.glob("step_*"))
-        assert newest(folder) >= before
-        before = newest(folder)
-    print(f"{strategy}: {kills} kills, {during_a_save} of them during a save, the last after step {before}")
-    found = ranks.run(tmp_path / "b", count, training.trained, cut)
-    assert kills == KILLS[strategy]
-    for ours, theirs in zip(found, whole, strict=True):
-        assert training.identical(ours, theirs)
+    changes = {"parallel": ParallelConfig("ddp" if strategy == "one" else strategy), "steps": STEPS[strategy]}
+    whole = ranks.run(tmp_path / "whole", count, training.trained, settings(tmp_path / "left alone", **changes))
+    chance, kills, during_a_save, runs = random.Random(strategy), 0, 0, []
+    while kills < KILLS[strategy]:
+        cut = settings(tmp_path / f"run {len(runs)}", **changes)
+        folder, before, ended = cut.out / "checkpoints", 0, False
+        while kills < KILLS[strategy] and not ended:
+            processes = ranks.start(count, training.trained, cut)
+            ended = not kill_at_random(processes, folder, chance, before, cut.steps)
+            kills += not ended
+            during_a_save += saving(folder)
+            assert checkpoint.checkpoints(folder) == sorted(folder.glob("step_*"))
+            assert newest(folder) >= before
+            before = newest(folder)
+        runs.append(cut)
+    print(f"{strategy}: {kills} kills, {during_a_save} of them during a save, in {len(runs)} runs")
+    assert during_a_save
+    for i, cut in enumerate(runs):
+        found = ranks.run(tmp_path / f"end {i}", count, training.trained, cut)
+        for ours, theirs in zip(found, whole, strict=True):
+            assert training.identical(ours, theirs)
 
 
 def test_two_one_and_two_processes_follow_the_run_left_alone(tmp_path):
