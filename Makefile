@@ -5,6 +5,9 @@
 PYTHON ?=
 DEMO ?=
 TESTS ?=
+# Container images like to set this. Without bytecode every process compiles torch and diffusers anew: 2 to 4 s each.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 

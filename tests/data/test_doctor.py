@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from avgen.data.manifest import Captions, Record, read_manifest, write_manifest
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.types import Clip
+from tests.data.fates import fate
 from tests.data.media_grid import Case, write_case
 
 RULES = Rules()
@@ -318,21 +316,13 @@ def test_a_caption_that_many_share_is_named(tmp_path):
     assert list(_common(tmp_path / "c.jsonl", CaptionCommon(clips=4))) == []
 
 
-def fate(task: str) -> str:
-    if task == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if task == "hang":
-        time.sleep(1000)
-    return task.upper()
-
-
 def test_a_crash_or_a_hang_costs_its_own_task_alone():
     tasks = ["a", "crash", "b", "hang", "c"]
-    with Crew(fate, size=2, timeout_s=20.0) as crew:
-        done = dict(crew.run((i, (task,)) for i, task in enumerate(tasks)))
+    with Crew(size=2, timeout_s=2.0, modules=[fate.__module__]) as crew:
+        done = dict(crew.run(fate, ((i, (task,)) for i, task in enumerate(tasks))))
     assert [done[i] for i in (0, 2, 4)] == ["A", "B", "C"]
     assert done[1] == Lost("the process that read it was killed by SIGSEGV")
-    assert done[3] == Lost("took longer than timeout_s=20")
+    assert done[3] == Lost("took longer than timeout_s=2")
 
 
 def test_every_rule_has_its_key_and_its_test():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import re
-import resource
 import shutil
+import signal
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from avgen.config import ConfigError
 from avgen.data.encode import features
@@ -34,6 +32,7 @@ from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
 from avgen.models.opening import open_audio_codec, open_video_codec
 from avgen.types import Text
+from tests.data.nursery import Nursery
 from tests.train.factory import quiet
 
 WORLD = ToyboxConfig(16, 16, fps=12.0, duration_s=1.5, scenes=("single",), sample_rate_hz=8000)
@@ -195,35 +194,17 @@ def test_features_are_kept_without_padding():
     assert np.frombuffer(made["text"], NUMBERS).reshape(-1, 3)[:, 0].tolist() == [2, 2, 3, 3, 3]
 
 
-def child(config: PrepareConfig, most_bytes: int | None) -> None:
-    torch.set_num_threads(1)
-    if most_bytes is not None:  # what a file may grow to: the nearest thing to a full disk that needs no rights
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
-    console = Console(file=(config.out.parent / "said.txt").open("a"), width=1000)
-    try:
-        prepare(config, console, Place())
-    except StoreError as error:
-        console.print(str(error))
-        raise SystemExit(2) from error
-
-
 @pytest.fixture(scope="module")
 def spare():
-    """Processes that start at once: forked by one that has imported everything and run nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.data.test_prepare", "lance", "lance.file", "lance.fragment", "rich.progress"]
-    )
-    return context.Process
+    """`prepare` in a process that starts at once and can be killed: its exit code."""
+    with Nursery() as nursery:
+        yield nursery.run
 
 
 def test_a_full_disk_is_said_and_loses_nothing(clips, whole, tmp_path, spare):
     config = settings(clips, tmp_path / "latents")
     assert prepare(config, quiet(), Place(0, 3)) == 0  # shards 0 and 3 are there
-    process = spare(target=child, args=(config, 6000))
-    process.start()
-    process.join(300)
-    assert process.exitcode == 2
+    assert spare(config, most_bytes=6000) == 2
     said = (tmp_path / "said.txt").read_text()
     assert re.search(r"shard \d cannot be written to .*: .*[23] of 5 shards are whole and stay: make room", said)
     assert not list(config.out.rglob("*.part"))
@@ -235,22 +216,16 @@ def test_a_full_disk_is_said_and_loses_nothing(clips, whole, tmp_path, spare):
 def test_twenty_kills_change_nothing(clips, whole, tmp_path, spare):
     config = settings(clips, tmp_path / "latents", shard_clips=1)
     began = time.monotonic()
-    process = spare(target=child, args=(replace(config, out=tmp_path / "whole"), None))
-    process.start()
-    process.join(300)
+    assert spare(replace(config, out=tmp_path / "whole")) == 0
     longest = 0.7 * (time.monotonic() - began)
     expected = Store.open(tmp_path / "whole")
     draw, kills, finished = random.Random(8), 0, 0
     while kills < 20 or not finished:
-        process = spare(target=child, args=(config, None))
-        process.start()
-        process.join(draw.uniform(0.0, longest) if kills < 20 else 300)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
+        code = spare(config, seconds=draw.uniform(0.0, longest) if kills < 20 else 300)
+        if code == -signal.SIGKILL:
             kills += 1
             continue
-        assert process.exitcode == 0
+        assert code == 0
         finished += 1
         store = Store.open(config.out)
         assert store.totals == expected.totals

@@ -23,6 +23,16 @@ from avgen.data.manifest import BadRow, Record, copy_rows, manifest_file, scan_m
 
 Findings = dict[int, list[Finding]]
 
+# What the crew needs: imported once for all its processes, with what the media layer imports when first used.
+WORK = (
+    "avgen.data.doctor.measure",
+    "avgen.data.doctor.report",
+    "avgen.data.contact_sheet",
+    "av.sidedata.sidedata",
+    "av.video.reformatter",
+    "scipy.signal",
+)
+
 
 def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
@@ -65,10 +75,10 @@ def examine(config: DoctorConfig, console: Any) -> tuple[Report, Path]:
     if not total:
         raise ValueError(f"{source} lists no clips")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        found, copies = _each(
-            config, source, out / "measures.sqlite", progress.add_task("reading", total=total), progress
-        )
+    crew = Crew(config.workers or cores(), config.timeout_s, WORK)
+    with Progress(*columns, console=console) as progress, crew:
+        reading = progress.add_task("reading", total=total)
+        found, copies = _each(config, source, out / "measures.sqlite", crew, reading, progress)
         if config.rules.duplicate.action != "off":
             for number, reason in copies.found().items():
                 found[number].append(Finding("duplicate", config.rules.duplicate.action, reason))
@@ -76,7 +86,7 @@ def examine(config: DoctorConfig, console: Any) -> tuple[Report, Path]:
             found[number].append(Finding("caption_common", config.rules.caption_common.action, reason))
         patients = tuple(_patients(source, found))
         shown = [p for p in patients[: config.pictures] if p.path and not _lost(p)]
-        strips = _strips(config, shown, progress.add_task("drawing", total=len(shown)), progress)
+        strips = _strips(crew, shown, progress.add_task("drawing", total=len(shown)), progress)
     dropped = {p.row for p in patients if p.dropped}
     clean = out / f"clean{source.suffix if source.suffix.lower() in ('.csv', '.tsv') else '.jsonl'}"
     copy_rows(source, clean, lambda number: number not in dropped)
@@ -86,7 +96,9 @@ def examine(config: DoctorConfig, console: Any) -> tuple[Report, Path]:
     return report, out
 
 
-def _each(config: DoctorConfig, source: Path, kept: Path, task: Any, progress: Any) -> tuple[Findings, Copies]:
+def _each(
+    config: DoctorConfig, source: Path, kept: Path, crew: Crew, task: Any, progress: Any
+) -> tuple[Findings, Copies]:
     """What is wrong with each clip alone, and the fingerprints of all."""
     found: Findings = defaultdict(list)
     copies = Copies(config.rules.duplicate)
@@ -110,8 +122,8 @@ def _each(config: DoctorConfig, source: Path, kept: Path, task: Any, progress: A
             else:
                 yield (number, record), (record.path, record.start_s, record.end_s, record.audio_path)
 
-    with Cache(kept) as cache, Crew(measure, config.workers or cores(), config.timeout_s) as crew:
-        for (number, record), clip in crew.run(missing()):
+    with Cache(kept) as cache:
+        for (number, record), clip in crew.run(measure, missing()):
             if isinstance(clip, Lost):  # not kept: it may have been the machine's fault
                 judge(number, record, Measures(error=f"{record.path}: {clip.reason}"))
             else:
@@ -160,14 +172,13 @@ def _patients(source: Path, found: Findings) -> Iterator[Patient]:
             )
 
 
-def _strips(config: DoctorConfig, patients: list[Patient], task: Any, progress: Any) -> dict[int, bytes]:
+def _strips(crew: Crew, patients: list[Patient], task: Any, progress: Any) -> dict[int, bytes]:
     strips: dict[int, bytes] = {}
     tasks = ((p.row, (Path(p.path), p.start_s, p.end_s)) for p in patients)
-    with Crew(strip_of, config.workers or cores(), config.timeout_s) as crew:
-        for row, strip in crew.run(tasks):
-            if not isinstance(strip, Lost):
-                strips[row] = strip
-            progress.advance(task)
+    for row, strip in crew.run(strip_of, tasks):
+        if not isinstance(strip, Lost):
+            strips[row] = strip
+        progress.advance(task)
     return strips
 
 

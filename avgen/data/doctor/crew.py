@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -23,6 +24,7 @@ class Lost:
 class _Worker:
     process: Any
     pipe: Connection
+    ready: bool = False  # started, and what it needs imported
     task: Any = None  # its key, while it works
     since: float = 0.0
 
@@ -33,59 +35,69 @@ def cores() -> int:
 
 
 class Crew:
-    """Processes that call `function` on arguments handed to them. Leaving the `with` ends them all."""
+    """Processes that call functions on arguments handed to them, started when there is work for them.
 
-    def __init__(self, function: Callable[..., Any], size: int, timeout_s: float) -> None:
-        # A server that has imported the module forks the workers: fork alone is unsafe beside threads, spawn is slow.
+    Leaving the `with` ends them all. `modules` are imported before a process takes work, so that `timeout_s` counts
+    the work alone.
+    """
+
+    def __init__(self, size: int, timeout_s: float, modules: Sequence[str] = ()) -> None:
+        # A server that has imported the modules forks the workers: fork alone is unsafe beside threads, spawn is slow.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([function.__module__])
-        self._function, self._size, self._timeout_s = function, size, timeout_s
+        self._context.set_forkserver_preload(list(modules))
+        self._size, self._timeout_s, self._modules = size, timeout_s, tuple(modules)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
+        for worker in [*self._workers]:
             self._end(worker)
 
-    def run(self, tasks: Iterable[tuple[Any, tuple[Any, ...]]]) -> Iterator[tuple[Any, Any]]:
+    def run(
+        self, function: Callable[..., Any], tasks: Iterable[tuple[Any, tuple[Any, ...]]]
+    ) -> Iterator[tuple[Any, Any]]:
         """(key, result or Lost) for each (key, arguments), in the order they finish."""
         rest = iter(tasks)
         more = True
         while True:
-            while more and (worker := self._free()) is not None:
-                task = next(rest, None)
+            while more and self._room():
+                task = next(rest, None)  # before a process is started that might have nothing to do
                 if task is None:
                     more = False
-                    break
-                worker.task, worker.since = task[0], time.monotonic()
-                worker.pipe.send(task[1])
+                else:
+                    self._hand(function, *task)
             busy = [worker for worker in self._workers if worker.task is not None]
             if not busy:
                 return
             ready = wait([worker.pipe for worker in busy], timeout=1.0)
             for worker in busy:
                 if worker.pipe in ready:
-                    yield self._taken(worker)
-                elif time.monotonic() - worker.since > self._timeout_s:
+                    yield from self._taken(worker)
+                elif worker.ready and time.monotonic() - worker.since > self._timeout_s:
                     key = worker.task
                     self._end(worker)
                     yield key, Lost(f"took longer than timeout_s={self._timeout_s:g}")
 
-    def _free(self) -> _Worker | None:
-        idle = next((worker for worker in self._workers if worker.task is None), None)
-        if idle is None and len(self._workers) < self._size:
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(self._function, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            idle = _Worker(process, ours)
-            self._workers.append(idle)
-        return idle
+    def _room(self) -> bool:
+        return len(self._workers) < self._size or any(worker.task is None for worker in self._workers)
 
-    def _taken(self, worker: _Worker) -> tuple[Any, Any]:
-        key, worker.task = worker.task, None
+    def _hand(self, function: Callable[..., Any], key: Any, arguments: tuple[Any, ...]) -> None:
+        worker = next((worker for worker in self._workers if worker.task is None), None) or self._started()
+        worker.task, worker.since = key, time.monotonic()
+        worker.pipe.send((function, arguments))
+
+    def _started(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(self._modules, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers.append(_Worker(process, ours))
+        return self._workers[-1]
+
+    def _taken(self, worker: _Worker) -> Iterator[tuple[Any, Any]]:
+        """What a worker says: first that it is ready, then a result for each task."""
         try:
             kind, value = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -95,23 +107,31 @@ class Crew:
             how = (
                 f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"left with {code}"
             )
-            return key, Lost(f"the process that read it {how}")
+            yield worker.task, Lost(f"the process that read it {how}")
+            return
+        if kind == "ready":
+            worker.ready, worker.since = True, time.monotonic()
+            return
+        key, worker.task = worker.task, None
         if kind == "raised":  # a defect of ours, not of the file
             raise value
-        return key, value
+        yield key, value
 
     def _end(self, worker: _Worker) -> None:
-        self._workers.remove(worker) if worker in self._workers else None
+        self._workers.remove(worker)
         worker.process.kill()
         worker.process.join()
         worker.pipe.close()
 
 
-def _serve(function: Callable[..., Any], pipe: Connection) -> None:
+def _serve(modules: Sequence[str], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for module in modules:  # the server has them already, unless it was started by something else
+        import_module(module)
+    pipe.send(("ready", None))
     while True:
         try:
-            arguments = pipe.recv()
+            function, arguments = pipe.recv()
         except EOFError:
             return
         try:
