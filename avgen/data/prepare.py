@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter, deque
@@ -41,6 +42,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 REPORT = "report.json"
+CAPTIONS = "captions"  # in the store's folder until it is finished
 CLIP_TROUBLE = (MediaError, FileNotFoundError, PermissionError, IsADirectoryError, NotFinite)  # of one clip alone
 EXAMPLES = (
     "avgen prepare clips.csv out=latents 'windows.shapes=[{height: 32, width: 32, fps: 8, duration_s: 2}]'",
@@ -59,6 +61,7 @@ class TextFiles:
     layers: tuple[int, ...] = (-1,)  # hidden states side by side: 0 the embeddings, -1 the last
     fixed_length: bool = False  # every caption padded to max_length, its zeros counted as tokens: as Wan was trained
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights and the work
+    cache: Path | None = None  # folder that keeps features by hash of caption, for other stores too; null: OUT/captions
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,7 @@ def finish(writer: StoreWriter, config: PrepareConfig, encoders: Encoders, pace:
     }
     (config.out / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     writer.commit()
+    shutil.rmtree(config.out / CAPTIONS, ignore_errors=True)  # the features are in the rows
     store = Store.open(config.out)
     console.print(told(store, report), highlight=False, soft_wrap=True)
     for entry in lost[:10]:
@@ -228,10 +232,11 @@ def opened(config: PrepareConfig, device: torch.device) -> Encoders:
     audio = open_audio_codec(config.codec.audio) if config.codec.audio else None
     text = None
     if config.text is not None:
+        from avgen.models.caption_cache import CachedText
         from avgen.models.encoders import TransformersText
 
         asked = config.text
-        text = TransformersText.load(
+        encoder = TransformersText.load(
             asked.path,
             asked.max_length,
             asked.layers,
@@ -240,6 +245,7 @@ def opened(config: PrepareConfig, device: torch.device) -> Encoders:
             device,
             asked.subfolder,
         )
+        text = CachedText(encoder, asked.cache or config.out / CAPTIONS)
     for codec in (video, audio):
         if isinstance(codec, torch.nn.Module):
             codec.to(device)

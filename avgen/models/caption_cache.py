@@ -86,6 +86,11 @@ class CachedText:
         try:
             part.write_bytes(save({"x": x[:told].contiguous(), "zeros": torch.tensor(len(x) - told)}))
             part.replace(path)
+        except OSError as error:  # a full disk, mostly: whoever runs this can mend it
+            raise ValueError(
+                f"{path} cannot be written ({error.strerror}): make room, or keep captions' features elsewhere "
+                "(text.cache)"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 

@@ -32,34 +32,24 @@ def main(argv: list[str] | None = None) -> int:
     table = Table("codec", "channels", "a latent", "first latent", "sees before / after", "fingerprint")
     if config.codec.video is not None:
         picture = open_video_codec(config.codec.video)
-        shape, side = picture.geometry.time, picture.geometry.space_stride
-        table.add_row(
-            type(picture).__name__,
-            str(picture.geometry.channels),
-            f"{shape.stride} frames of {side} x {side} pixels",
-            f"{shape.first} frames",
-            sight(picture, 1.0, "frames"),
-            picture.fingerprint,
-        )
+        time, side = picture.geometry.time, picture.geometry.space_stride
+        frames = f"{time.stride} frames of {side} x {side} pixels", f"{time.first} frames"
+        table.add_row(*cells(picture, frames, 1.0, "frames"))
     if config.codec.audio is not None:
         sound = open_audio_codec(config.codec.audio)
-        shape, rate = sound.geometry.time, sound.geometry.sample_rate_hz
-        table.add_row(
-            type(sound).__name__,
-            str(sound.geometry.channels),
-            f"{shape.stride / rate * 1e3:.1f} ms of {sound.geometry.audio_channels} channels at {rate} Hz",
-            f"{shape.first / rate * 1e3:.1f} ms",
-            sight(sound, 1e3 / rate, "ms"),
-            sound.fingerprint,
-        )
+        time, ms = sound.geometry.time, 1e3 / sound.geometry.sample_rate_hz
+        about = f"{sound.geometry.audio_channels} channels at {sound.geometry.sample_rate_hz} Hz"
+        samples = f"{time.stride * ms:.1f} ms of {about}", f"{time.first * ms:.1f} ms"
+        table.add_row(*cells(sound, samples, ms, "ms"))
     Console(width=140).print(table)
     return 0
 
 
-def sight(codec: VideoCodec | AudioCodec, unit: float, name: str) -> str:
-    """How far a latent sees past its own interval."""
+def cells(codec: VideoCodec | AudioCodec, covered: tuple[str, str], unit: float, name: str) -> tuple[str, ...]:
+    """A codec's row: `covered` says what a latent and the first one cover, `unit` how many `name` a step is."""
     reach = codec.encode_reach
-    return "the whole clip" if reach is None else f"{reach.before * unit:.0f} / {reach.after * unit:.0f} {name}"
+    seen = "the whole clip" if reach is None else f"{reach.before * unit:.0f} / {reach.after * unit:.0f} {name}"
+    return type(codec).__name__, str(codec.geometry.channels), *covered, seen, codec.fingerprint
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from avgen.config import ConfigError
 from avgen.data.encode import features
 from avgen.data.manifest import read_manifest
 from avgen.data.media import read_clip, write_clip
-from avgen.data.prepare import Place, PrepareConfig, main, prepare
+from avgen.data.prepare import Place, PrepareConfig, TextFiles, main, prepare
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.store_source import StoreSource
 from avgen.data.store_write import Digest, content_of
@@ -114,6 +114,27 @@ def test_the_content_hash_is_of_what_is_read_back(whole):
     assert content_of(digests) == whole.totals.content
 
 
+def test_a_caption_is_encoded_once_and_for_other_stores_too(clips, tmp_path, monkeypatch):
+    encoder = Widths()
+    monkeypatch.setattr("avgen.models.encoders.TransformersText.load", lambda *_: encoder)
+    text, out = TextFiles("some/encoder"), tmp_path / "latents"
+    assert prepare(settings(clips, out, text=text), quiet(), Place()) == 0
+    rows = everything(Store.open(out))
+    told = {json.loads(row["captions"])[0] for row in rows}
+    assert sorted(encoder.asked) == sorted(told)
+    assert len(told) < len(rows)
+    for row in rows:
+        assert set(np.frombuffer(row["text"], NUMBERS).tolist()) == {len(json.loads(row["captions"])[0])}
+    assert not (out / "captions").exists()  # what is in the rows needs no second place
+
+    text = replace(text, cache=tmp_path / "kept")
+    for name, news in (("one", len(told)), ("other", 0)):
+        encoder.asked.clear()
+        assert prepare(settings(clips, tmp_path / name, text=text), quiet(), Place()) == 0
+        assert len(encoder.asked) == news
+        assert everything(Store.open(tmp_path / name)) == rows
+
+
 def test_several_processes_make_the_same_store(clips, whole, tmp_path):
     config = settings(clips, tmp_path / "latents")
     assert prepare(config, quiet(), Place(1, 2)) == 0
@@ -183,8 +204,15 @@ class Widths:
     """A text encoder whose features say how long a caption is."""
 
     width = 3
+    fingerprint = "widths"
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self):
+        self.asked = []
 
     def encode(self, captions):
+        self.asked += captions
         return Text.of(torch.full((1, 8, 3), float(len(captions[0]))), torch.arange(8)[None] < len(captions[0]))
 
 

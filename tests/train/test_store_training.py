@@ -76,6 +76,7 @@ def test_resume_is_exact_with_posteriors_that_are_sampled_anew(latents, tmp_path
     run(settings(tmp_path / "cut", latents, steps=4))
     cut = run(settings(tmp_path / "cut", latents)).model.state_dict()
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert json.loads((tmp_path / "whole/run.json").read_text())["stores"] == [latents.fingerprint]
     lines = read_metrics(tmp_path / "whole" / METRICS)
     assert all(torch.tensor(value).isfinite() for line in lines for key, value in line.items() if "loss" in key)
 
