@@ -27,7 +27,7 @@ SMALL = model_config(
 
 
 def settings(folder, **changes):
-    optimizer = OptimizerConfig(kind="muon", warmup_steps=20)
+    optimizer = OptimizerConfig(kind="muon", muon_precision="fp32", warmup_steps=20)
     usual = {"model": SMALL, "steps": 200, "batch": 2, "save_every": 10, "log_every": 50, "optimizer": optimizer}
     return training.config(folder, **(usual | changes))
 

@@ -64,7 +64,7 @@ def test_what_is_logged_does_not_depend_on_the_processes(tmp_path, parallel):
 def test_one_processes_poison_stops_both_at_the_same_step(tmp_path, kind, strategy):
     changes = {
         "tasks": {"t2av": 1},
-        "optimizer": training.OptimizerConfig(kind=kind, warmup_steps=1, schedule="constant"),
+        "optimizer": training.OptimizerConfig(kind=kind, muon_precision="fp32", warmup_steps=1, schedule="constant"),
     }
     settings = training.config(tmp_path / "run", parallel=ParallelConfig(strategy), log_every=6, steps=6, **changes)
     first, second = ranks.run(tmp_path / "two", 2, stopped, settings)
