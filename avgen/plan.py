@@ -37,7 +37,7 @@ from avgen.types import AudioGeometry, TimeGrid, VideoGeometry
 WIDEST = 100  # columns
 # The share of its rate of matrix products that a training step reaches. Of a GPU assumed: well-tuned transformers have
 # 0.3 to 0.5. Of a CPU measured: `utilisation` of recipe=toybox, uncompiled, in bf16 on two x86 cores, median of a run.
-EFFICIENCY = {"cuda": 0.4, "cpu": 0.1}
+EFFICIENCY = {"cuda": 0.4, "cpu": 0.18}
 KNOWN_BY = {"cuda": "assumed", "cpu": "measured with recipe=toybox"}
 SIZES = ((256, 448), (480, 832), (720, 1280))
 DURATIONS_S = (5.0, 10.0)
@@ -97,7 +97,7 @@ class PlanConfig:
     context: int = 1  # devices that read the same clips, each with a slice of their tokens
     device: Literal["h200", "h100", "a100", "here"] = "h200"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
-    efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.1 of a CPU
+    efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.18 of a CPU
     sizes: bool = False  # one line per size (256p, 480p, 720p; 5 and 10 s) instead of one plan
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ class ForecastConfig:
 
     device: Literal["h200", "h100", "a100", "here"] = "here"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
-    efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.1 of a CPU
+    efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.18 of a CPU
     processes: int = 1  # devices that share every step
     caption_tokens: int = 64  # per caption: bytes, or features of the frozen encoder
 
