@@ -12,10 +12,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint env clean
+.PHONY: help demo demo-dpo test test-fast lint env clean
 
 help:
 	@echo "make demo       see the whole thing work; writes runs/demo"
+	@echo "make demo-dpo   see preference training at work, after make demo; writes runs/demo_dpo"
 	@echo "make test       every test, the slow ones too"
 	@echo "make test-fast  without the slow ones"
 	@echo "make lint       ruff and mypy"
@@ -23,6 +24,9 @@ help:
 
 demo: $(INSTALLED)
 	$(BIN)/avgen demo $(DEMO)
+
+demo-dpo: $(INSTALLED)
+	$(BIN)/python -m avgen.prefer.demo $(DEMO)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(TESTS)

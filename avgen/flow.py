@@ -111,6 +111,11 @@ def velocity_of(data: Tensor, noised_stream: Stream) -> Tensor:
     return (noised_stream.x - data) / t
 
 
+def as_velocity(output: Tensor, noisy: Stream, predict: str) -> Tensor:
+    """What the network put out, as a velocity."""
+    return output if predict == "velocity" else velocity_of(output, noisy)
+
+
 class Loss(NamedTuple):
     """Squared error of one stream, summed so that any number of ranks and micro-batches can be added up."""
 
@@ -121,7 +126,7 @@ class Loss(NamedTuple):
 def stream_loss(output: Tensor, clean: Stream, noisy: Stream, noise: Tensor, predict: str) -> Loss:
     """Velocity error of (B, N, C) outputs; tokens of weight 0 are cut off before the square, so that even
     an infinite output there has no gradient."""
-    predicted = output.float() if predict == "velocity" else velocity_of(output.float(), noisy)
+    predicted = as_velocity(output.float(), noisy, predict)
     error = torch.where(clean.weight[..., None] > 0, predicted - (noise - clean.x), 0.0)
     return Loss(error.square().mean(-1) * clean.weight, clean.weight.sum())
 

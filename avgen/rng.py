@@ -7,6 +7,7 @@ they are the same at any number of ranks, differ between ranks, and come back ex
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device).manual_seed(seed_of(*parts))
 
 
-def uniforms(count: int, seed: int, purpose: str, step: int, samples: range) -> Tensor:
+def uniforms(count: int, seed: int, purpose: str, step: int, samples: Sequence[int]) -> Tensor:
     """(count, B) float64 in (0, 1), one column per sample of the global batch."""
     columns = [torch.rand(count, generator=generator(seed, purpose, step, i), dtype=torch.float64) for i in samples]
     return torch.stack(columns, dim=1).clamp(1e-12, 1 - 1e-12)
@@ -39,7 +40,7 @@ def gaussian(shape: torch.Size, *parts: int | str) -> Tensor:
     return torch.randn(-(-size // 16) * 16, generator=generator(*parts))[:size].view(shape)
 
 
-def noise_like(x: Tensor, seed: int, purpose: str, step: int, samples: range) -> Tensor:
+def noise_like(x: Tensor, seed: int, purpose: str, step: int, samples: Sequence[int]) -> Tensor:
     """Gaussian noise of x's shape (B, N, C), one generator per sample."""
     rows = [gaussian(x.shape[1:], seed, purpose, step, i) for i in samples]
     return torch.stack(rows).to(x.device, x.dtype, non_blocking=True)

@@ -290,7 +290,7 @@ CHOSEN = {
         "out": "latents",
         "windows.shapes": "[{height: 8, width: 8, fps: 8, duration_s: 1}]",
     },
-    "train": {"data.path": "latents", "start": "model"},
+    "train": {"data.path": "latents", "start": "model", "data.pairs": "pairs", "data.pipeline": "pipeline"},
 }
 
 

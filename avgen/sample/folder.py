@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 
 from avgen.config import build
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.fit_codecs import load_or_fit
+from avgen.models.lora import fold_lora, load_lora
 from avgen.sample.pipeline import AVPipeline
-from avgen.train.config import StoreData, TrainConfig
+from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
 
 
 def open_pipeline(path: Path) -> AVPipeline:
@@ -24,23 +26,42 @@ def open_pipeline(path: Path) -> AVPipeline:
         return AVPipeline.from_pretrained(path)
     for run, model in ((path, path / "model"), (path.parent, path)):
         if (model / "config.json").is_file() and (run / "run.json").is_file():
-            config = build(TrainConfig, json.loads((run / "run.json").read_text())["config"])
-            codecs = codecs_for(config)
-            return pipeline_of(config, AVTransformer.from_pretrained(model).eval(), *codecs)
+            return pipeline_for(config_of(run), AVTransformer.from_pretrained(model))
+    for run, adapter in ((path, path / "lora"), (path.parent, path)):
+        if (adapter / LORA_WEIGHT_NAME_SAFE).is_file() and (run / "run.json").is_file():
+            config = config_of(run)
+            assert config.start is not None, "adapters are trained on a model"
+            adapted = AVTransformer.from_pretrained(config.start)
+            load_lora(adapted, adapter)
+            return pipeline_for(config, fold_lora(adapted).requires_grad_(False))
     raise ValueError(
         f"model={path} is neither a pipeline (model_index.json) nor a training run with an exported model"
-        " (run.json and model/config.json)"
+        " (run.json and model/config.json, or lora/ of adapters)"
     )
 
 
-def codecs_for(config: TrainConfig) -> tuple[VideoCodec, AudioCodec]:
-    """Those of the latents that the run was trained on."""
-    if isinstance(config.data, StoreData):
+def config_of(run: Path) -> TrainConfig:
+    return build(TrainConfig, json.loads((run / "run.json").read_text())["config"])
+
+
+def pipeline_for(config: TrainConfig, model: AVTransformer) -> AVPipeline:
+    """A trained model with what its run was made with; one trained on pairs, with all that made the pairs' clips."""
+    model.eval()
+    if isinstance(config.data, PairsData):
+        made_by = open_pipeline(config.data.pipeline)
+        made_by.register_modules(model=model)
+        return made_by
+    return pipeline_of(config, model, *codecs_for(config.data))
+
+
+def codecs_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec]:
+    """Those of the latents that a run was trained on."""
+    if isinstance(data, StoreData):
         from avgen.data.store import Store
         from avgen.train.data import codecs_of
 
-        return codecs_of(Store.open(config.data.path))
-    return load_or_fit(config.data.codecs, config.data.world, config.data.fit_clips)
+        return codecs_of(Store.open(data.path))
+    return load_or_fit(data.codecs, data.world, data.fit_clips)
 
 
 def pipeline_of(config: TrainConfig, model: AVTransformer, video: VideoCodec, audio: AudioCodec) -> AVPipeline:

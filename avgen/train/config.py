@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,6 +125,82 @@ class StoreData:
     @property
     def ragged(self) -> bool:
         return self.mixed_fps
+
+
+@dataclass(frozen=True)
+class PairsData:
+    """Pairs of clips of which one is better, as `avgen prefer` writes them."""
+
+    pairs: Path  # folder of pairs.jsonl, or the file
+    pipeline: Path  # as model= of avgen sample: what made the clips; its codecs encode them, its encoder their captions
+    kind: Literal["pairs"] = "pairs"
+    latents: Path | None = None  # folder that keeps the encoded clips; null: latents/ beside the pairs
+    held_out_share: float = 0.1  # share of the prompts whose pairs training never reads: their winners judge the run
+    workers: int = 0  # processes that read ahead of the training step
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out_share < 1:
+            raise ValueError(f"held_out_share={self.held_out_share} must lie between 0 and 1: a run must be judged")
+
+    @property
+    def forms(self) -> tuple[Shape, ...]:
+        """Of the clips, the commonest first. Reads the pairs."""
+        from avgen.prefer.pairs import read_pairs
+
+        found = Counter(pair.form for pair in read_pairs(self.pairs))
+        return tuple(Shape(form.height, form.width, form.fps, form.duration_s) for form, _ in found.most_common())
+
+    @property
+    def geometries(self) -> tuple[VideoGeometry | None, AudioGeometry | None]:
+        """Of the codecs; None: to be told from the model."""
+        return None, None
+
+    @property
+    def ragged(self) -> bool:
+        return False
+
+    @property
+    def step_tokens(self) -> None:
+        """Every step reads `batch` clips."""
+        return
+
+
+@dataclass(frozen=True)
+class CheatingConfig:
+    """When clips have changed, against the reference's, in a way that wins rewards without being better."""
+
+    every: int = 50  # steps, and at the end of the run; 0 never looks
+    prompts: int = 4  # held-out ones, of each of which two clips are made
+    louder_db: float = 3.0  # more is an alarm
+    more_onsets: float = 1.5  # times as many: more is an alarm
+    less_motion: float = 0.67  # times as much: less is an alarm
+    less_variety: float = 0.67  # times as much difference of two clips of a prompt: less is an alarm
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.prompts < 1:
+            raise ValueError(f"every={self.every} cannot be negative and prompts={self.prompts} must be at least 1")
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """The loss on pairs: avgen/train/preference.py has its equation."""
+
+    margin: Literal["joint", "per_modality"] = "joint"  # of picture and sound: one for both, or each its own
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"  # sigmoid wants ever larger margins; ipo wants one of 1/2
+    beta_video: float = 3000.0  # how hard margins of the picture pull away from the reference
+    beta_audio: float = 1000.0  # of the sound
+    anchor: float = 0.1  # weight of the winner's own flow-matching loss; 0: none
+    label_smoothing: float = 0.0  # of kind=sigmoid: the share of pairs that may be the wrong way round
+    cheating: CheatingConfig = field(default_factory=CheatingConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.beta_video, self.beta_audio, self.anchor) < 0 or not max(self.beta_video, self.beta_audio) > 0:
+            raise ValueError(
+                f"beta_video={self.beta_video}, beta_audio={self.beta_audio} and anchor={self.anchor} cannot be "
+                "negative, and one beta must be positive"
+            )
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 0.5): at 0.5 nobody is preferred")
 
 
 @dataclass(frozen=True)
@@ -309,7 +386,10 @@ class TrainConfig:
     out: Path  # folder of the run: config, metrics, checkpoints
     start: Path | None = None  # folder of a model whose weights are trained on; null: fresh ones
     lora: LoraConfig | None = None  # adapters in place of the weights; null: the weights
-    data: ToyboxData | StoreData = field(default_factory=ToyboxData)  # kind=toybox or kind=store
+    data: ToyboxData | StoreData | PairsData = field(
+        default_factory=ToyboxData
+    )  # kind=toybox, kind=store or kind=pairs
+    preference: PreferenceConfig | None = None  # learn from kind=pairs which clip is better; null: from clips
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
     task_stages: tuple[TaskStage, ...] = ()  # other mixes before that one: [{until_step: 500, tasks: {t2a: 1}}, ...]
@@ -349,12 +429,36 @@ class TrainConfig:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
         if self.lora is not None and self.start is None:
             raise ValueError("lora adapts a trained model: give start=, the folder of one")
+        self.check_preference()
         check_tasks(self.tasks)
         ends = [stage.until_step for stage in self.task_stages]
         if any(after <= before for before, after in zip([0, *ends], ends, strict=False)):
             raise ValueError(f"task_stages end at {ends}: until_step must be positive and rise from stage to stage")
         if ends and ends[-1] >= self.steps:
             raise ValueError(f"until_step={ends[-1]} of the last of task_stages must lie below steps={self.steps}")
+
+    def check_preference(self) -> None:
+        pairs = isinstance(self.data, PairsData)
+        if pairs != (self.preference is not None):
+            raise ValueError("data.kind=pairs and preference belong together: give both or neither")
+        if not pairs:
+            return
+        if self.start is None:
+            raise ValueError("preference improves a trained model: give start=, the folder of one")
+        if self.batch % (2 * self.accumulate):
+            raise ValueError(
+                f"batch={self.batch} counts the two clips of each pair: it must be a multiple of 2 x accumulate = "
+                f"{2 * self.accumulate}"
+            )
+        if dict(self.tasks) != {"t2av": 1.0} or self.task_stages:
+            raise ValueError("every pair is trained at the task that it was made for: leave tasks and task_stages out")
+        if self.balance is not None:
+            raise ValueError("balance scales losses of clips: with preference set beta_video and beta_audio instead")
+
+    @property
+    def drawn_alike(self) -> int:
+        """Neighbours in a batch that share noise, levels and dropped captions: the two clips of a pair."""
+        return 1 if self.preference is None else 2
 
     def tasks_at(self, step: int) -> Mapping[str, float]:
         """The mix of tasks after so many optimiser steps."""

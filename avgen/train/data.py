@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from avgen.config import ConfigError, build
+from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
 from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
 from avgen.data.stream import Order, Source
@@ -15,8 +19,9 @@ from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.codec_files import CodecConfig
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import load_or_fit
+from avgen.prefer.pairs import read_pairs
 from avgen.train.checkpoint import checkpoints
-from avgen.train.config import StoreData, ToyboxData, TrainConfig
+from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
 
 READ = "stores.json"  # in a run's folder: fingerprints of what it reads
 
@@ -34,6 +39,8 @@ class Reading:
 def reading(config: TrainConfig) -> Reading:
     if isinstance(config.data, StoreData):
         return of_stores(config, config.data)
+    if isinstance(config.data, PairsData):
+        return of_pairs(config, config.data)
     return of_toybox(config, config.data)
 
 
@@ -69,6 +76,37 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
     # what is read decides, not where it lies: a store may be moved between two legs of a run
     go_on_with(config.out, [part.store.fingerprint for part in parts])
     return Reading(source, order, held_out, codecs_of(parts[0].store) if config.samples.every else None)
+
+
+def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
+    """The pairs' clips through the codecs of what made them; whole prompts are held out."""
+    from avgen.prefer.source import Couples, Latents, PairSource, Winners, encode, shape_of
+    from avgen.sample.folder import open_pipeline
+
+    pairs = read_pairs(data.pairs)
+    folder = data.pairs if data.pairs.is_dir() else data.pairs.parent
+    pipeline = open_pipeline(data.pipeline)
+    if (pipeline.config.predict, pipeline.model.spec.text) != (config.flow.predict, config.model.text):
+        raise ConfigError(
+            "data.pipeline", f"{data.pipeline} predicts or reads captions otherwise than model= and flow= say"
+        )
+    pipeline.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu")
+    latents = Latents.of(pipeline, data.latents or folder / "latents")
+    encode(pairs, folder, pipeline, latents, int(os.environ.get("RANK", 0)) / int(os.environ.get("WORLD_SIZE", 1)))
+    away = {pair.prompt for pair in pairs if uniform_of("held-out pairs", pair.prompt) < data.held_out_share}
+    read = tuple(pair for pair in pairs if pair.prompt not in away)
+    judges = tuple(pair for pair in pairs if pair.prompt in away)
+    if len(judges) < config.validation_clips or not read:
+        raise ConfigError(
+            "validation_clips",
+            f"{config.validation_clips} clips are asked for, but held_out_share={data.held_out_share} of {data.pairs} "
+            f"leaves {len(judges)} pairs to judge by and {len(read)} to read: lower validation_clips, or mine more",
+        )
+    # what is read together is of one shape; how many tokens that makes is of no concern without a budget
+    buckets, _ = grouped([shape_of(pair) for pair in read], lambda shape: 1)
+    order = Couples(Schedule(buckets, config.batch // 2, seed=config.seed))
+    codecs = pipeline.video_codec.cpu(), pipeline.audio_codec.cpu()  # type: ignore[attr-defined]
+    return Reading(PairSource(read, latents), order, Winners(judges, latents), codecs)
 
 
 def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:

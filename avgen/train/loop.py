@@ -13,12 +13,13 @@ from torch import Tensor
 
 from avgen.data.stream import InTurn, Order, Share, Source, read_steps
 from avgen.train import record
+from avgen.train.cheating import Watch
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import gradient_norms
 from avgen.train.parallel import clip, reduce_whole_gradients, sync_gradients
 from avgen.train.run import Run, prepare, save
 from avgen.train.samples import Codecs, sample
-from avgen.train.step import Draw, draw, objective, step_losses
+from avgen.train.step import Draw, Whole, draw
 from avgen.train.trackers import Journal, Screen
 from avgen.train.validate import validate
 from avgen.train.watch import Fault, Stopped, write_fault
@@ -48,6 +49,7 @@ def train(
     screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
     with stop_on_signal(run), run.writer, journal.open(), screen.open():
         order = order or InTurn(config.batch)
+        watch = Watch(run, held_out, codecs)
         reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
         run.meter.clear()
         save_due = stopping = False
@@ -74,6 +76,10 @@ def train(
                     sheet = sample(run, held_out, codecs)
                     if sheet is not None:
                         journal.picture(run.step, "samples", sheet)
+                if watch.due(run.step, last):
+                    line, alarms = watch.look()
+                    journal.write(run.step, line)
+                    screen.alarm(run.step, alarms)
                 # weights that may be diverging wait: they would push a good checkpoint out
                 if save_due and (last or stopping or not run.guard.doubtful):
                     save(run)
@@ -113,24 +119,23 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
 def accumulate(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
     """Gradients of the whole step's loss; that loss per modality with supervised tokens, this process's part of it."""
     config = run.config
-    places = share.places(share.ranks * sum(part.size for part in micro_batches))
+    clips = share.ranks * sum(part.size for part in micro_batches)
+    places = share.places(clips)
     drawn = [draw(batch, config, run.step, at) for batch, at in zip(micro_batches, places, strict=True)]
     # counted before anything is on the device, so that the normaliser costs no wait
-    totals = global_totals(run, drawn)
-    factors = run.balance.factors()
+    whole = Whole(global_totals(run, drawn), clips, run.balance.factors())
     logged: dict[str, Tensor] = {}
     for i, part in enumerate(drawn):
         sync_gradients(run.wrapped, i == len(drawn) - 1)
         part = part.to(run.model.device)
         with config.autocast(run.model.device):
-            found = step_losses(run.wrapped, part, config.flow)
-            loss = objective(found, totals, config.flow, factors)
+            learned = run.objective(run.wrapped, part, whole)
         # gradients are averaged over processes, but the normaliser already counts the clips of all readers
-        (loss * run.processes.readers * run.loss_scale.value).backward()
-        run.meter.micro_batch(found, part)
-        for m, value in found.items():
-            if totals[m] > 0:
-                logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / totals[m]
+        (learned.loss * run.processes.readers * run.loss_scale.value).backward()
+        run.meter.micro_batch(learned, part)
+        for m, value in learned.found.items():
+            if whole.totals[m] > 0:
+                logged[m] = logged.get(m, 0) + value.tokens.detach().sum() / whole.totals[m]
     reduce_whole_gradients(run.wrapped)
     run.loss_scale.undo(run.model)
     return logged

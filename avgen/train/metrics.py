@@ -24,7 +24,7 @@ from avgen.models.cost import BatchShape, step_cost
 from avgen.rate import matmul_rate
 from avgen.train.config import TrainConfig
 from avgen.train.parallel import norm
-from avgen.train.step import Draw
+from avgen.train.step import Draw, Learned
 
 MODALITIES = ("video", "audio")
 LEVELS = 4  # equal buckets of the noise level
@@ -101,8 +101,9 @@ class Reading:
 class Meter:
     """Everything that is logged about the steps since the last line."""
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: TrainConfig, device: torch.device, notes: tuple[str, ...] = ()) -> None:
+        """`notes` are what the objective logs besides its losses."""
+        self.config, self.device, self.notes = config, device, notes
         self.table = LossTable(config.task_names, device)
         # so that a rank's share of the machine's rate is known: measured by all ranks at once
         self.rate = matmul_rate(device, config.half or torch.float32)
@@ -114,6 +115,7 @@ class Meter:
         """Begin the next line; the clock starts here."""
         self.table.clear()
         self.counts = torch.zeros(3, dtype=torch.float64, device=self.device)  # video, audio tokens; idle clips
+        self.noted = torch.zeros(len(self.notes), 2, dtype=torch.float64, device=self.device)  # sums and counts
         self.losses: list[Tensor] = []  # per step: this rank's share of the loss of either modality
         self.norms: list[dict[str, Tensor]] = []  # per step
         self.steps: list[int] = []
@@ -123,9 +125,10 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     @torch.no_grad()
-    def micro_batch(self, found: dict[str, Loss], drawn: Draw) -> None:
+    def micro_batch(self, learned: Learned, drawn: Draw) -> None:
         """One forward pass; `drawn` is on the device."""
-        self.table.add(found, drawn)
+        self.table.add(learned.found, drawn)
+        self.noted += learned.notes
         streams = [drawn.clean.video, drawn.clean.audio]
         used = torch.stack([s.weight.sum(1) for s in streams if s is not None]).sum(0)
         tokens = [self.counts.new_zeros(()) if s is None else s.mask().sum().double() for s in streams]
@@ -165,20 +168,23 @@ class Meter:
         parts = sorted({part for norms in self.norms for part in norms})
         absent = self.counts.new_zeros(())
         norms = torch.stack([torch.stack([n.get(p, absent).double() for p in parts]) for n in self.norms])
-        device_part = torch.cat([self.table.sums.flatten(), self.counts, shares.flatten(), norms.flatten()])
+        on_device = [self.table.sums, self.counts, shares, self.noted, norms]
+        device_part = torch.cat([part.flatten() for part in on_device])
         read = device_part.cpu()
         seconds = time.perf_counter() - self.began_s - self.paused_s
         host_part = [self.clips, self.flops, self.rate, self.waited_s / seconds, peak_bytes(self.device)]
         mine = torch.cat([read, torch.tensor(host_part, dtype=torch.float64)])
         ranks = accelerator.gather(mine[None].to(self.device)).cpu() if accelerator.num_processes > 1 else mine[None]
-        sizes = [self.table.sums.numel(), 3, 2 * steps, len(parts) * steps, 5]
+        sizes = [*(part.numel() for part in on_device), 5]
         host = ranks[:, -sizes[-1] :]
         # processes that share clips have all seen the same
-        sums, counts, losses, norms, told = ranks[:: self.config.parallel.context].split(sizes, dim=1)
+        sums, counts, losses, noted, norms, told = ranks[:: self.config.parallel.context].split(sizes, dim=1)
         clips, flops = told.sum(0)[:2].tolist()
         rate = float(host[:, 2].sum())
         norms = norms[0].view(steps, len(parts))  # of the same gradient on every rank
         line = {f"loss/{name}": value for name, value in self.table.means(sums.sum(0).view_as(self.table.sums)).items()}
+        means = noted.sum(0).view_as(self.noted)
+        line |= {name: float(total / n) for name, (total, n) in zip(self.notes, means, strict=True) if n > 0}
         line |= {f"gradient_norm/{part}": float(norms[:, i].mean()) for i, part in enumerate(parts)}
         line |= {
             "gradient_norm/largest": float(norms[:, parts.index("all")].max()),

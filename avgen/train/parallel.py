@@ -97,7 +97,8 @@ def spread(
         model.sharing = ContextGroup.of(accelerator, config.context)
     if config.strategy == "ddp":
         model.to(accelerator.device)
-        if accelerator.num_processes == 1:
+        # what is not trained has no gradients to share
+        if accelerator.num_processes == 1 or not any(p.requires_grad for p in model.parameters()):
             return model
         devices = [accelerator.device.index] if accelerator.device.type == "cuda" else None
         return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -86,6 +86,8 @@ def finish(config: TrainConfig, accelerator: Accelerator, meter: Meter, held_bef
     """Predicted against measured, for people; the same goes into run.json. Empty where nothing was measured."""
     if not accelerator.is_main_process or not (config.out / METRICS).exists():
         return ""
+    if config.preference is not None:  # a second forward pass, of the reference, that predictions do not know of
+        return ""
     lines = [line for line in read_metrics(config.out / METRICS) if "seconds" in line]
     if not lines or not meter.shapes:
         return ""

@@ -18,6 +18,8 @@ from avgen.train.config import TrainConfig
 from avgen.train.metrics import Meter, part_of
 from avgen.train.optim import Average, LossScale, Optimizers, trained
 from avgen.train.parallel import Processes, gathered, spread
+from avgen.train.preference import Preference, adapter_off, frozen_copy
+from avgen.train.step import FlowMatching, Objective
 from avgen.train.watch import Guard
 
 
@@ -37,6 +39,7 @@ class Run:
     meter: Meter
     guard: Guard
     balance: Balance
+    objective: Objective
     step: int = 0  # optimiser steps done
     asked_to_stop: bool = False  # this process was
     stopping: bool = False  # all processes agreed to, at the same step
@@ -57,7 +60,8 @@ class Run:
     def about(self) -> checkpoint.About:
         config, scale = self.config, self.loss_scale
         # which tensors there are, and what they go on from
-        made_of = fingerprint((config.model, config.lora, config.start if config.lora else None))
+        beside = config.lora is not None or config.preference is not None
+        made_of = fingerprint((config.model, config.lora, config.start if beside else None))
         return checkpoint.About(self.step, made_of, self.processes.count, scale.value, scale.clean_steps)
 
     def restore(self, path: Path) -> None:
@@ -96,6 +100,7 @@ def prepare(config: TrainConfig) -> Run:
     wrapped = spread(model, config.parallel, accelerator, config.half)
     if config.compile:
         model.compile_blocks()
+    objective = objective_of(config, model, accelerator)
     folder = config.out / "checkpoints"
     run = Run(
         config,
@@ -107,15 +112,28 @@ def prepare(config: TrainConfig) -> Run:
         Average(model, config.ema_decay),
         LossScale(on=config.precision == "fp16"),
         checkpoint.Writer(folder, config.keep, processes.files),
-        Meter(config, accelerator.device),
+        Meter(config, accelerator.device, objective.notes),
         Guard(config.guard, accelerator.device),
         Balance(config.balance, accelerator.device),
+        objective,
     )
     saved = processes.agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), ""))
     if saved:
         run.restore(folder / saved)
         accelerator.print(f"resuming after step {run.step} from {folder / saved}")
     return run
+
+
+def objective_of(config: TrainConfig, model: AVTransformer, accelerator: Accelerator) -> Objective:
+    """Flow matching, or preferences against what `start` held: the model without its adapters, else a copy."""
+    if config.preference is None:
+        return FlowMatching(config.flow)
+    if config.lora is not None:
+        return Preference(config.preference, config.flow, adapter_off(model))
+    copy = built(config).requires_grad_(False)
+    return Preference(
+        config.preference, config.flow, frozen_copy(spread(copy, config.parallel, accelerator, config.half))
+    )
 
 
 def save(run: Run) -> None:

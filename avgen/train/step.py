@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,11 @@ class Draw:
         return Draw(self.clean.to(device, True), self.noisy.to(device, True), noise, self.tasks)
 
 
-def draw(batch: Batch, config: TrainConfig, step: int, places: range) -> Draw:
-    """Everything random about a micro-batch, from (seed, step, place in the global batch)."""
+def draw(batch: Batch, config: TrainConfig, step: int, places: Sequence[int]) -> Draw:
+    """Everything random about a micro-batch, from (seed, step, place in the global batch); the two clips of a pair
+    count as one place."""
     seed = config.seed
+    places = [place // config.drawn_alike for place in places]
     tasks = drawn_tasks(config, batch, step, places)
     batch = with_every_stream(assign(batch, tasks), config.model)
     batch = drop_captions(batch, config.caption_dropout, uniforms(2, seed, "caption", step, places))
@@ -64,7 +67,7 @@ def absent_stream(batch: Batch, modality: str, channels: int) -> Stream:
     return replace(stream.give(torch.ones(count, 1, dtype=torch.bool)), valid=torch.zeros(count, 1, dtype=torch.bool))
 
 
-def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: range) -> list[Task]:
+def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: Sequence[int]) -> list[Task]:
     """One task per clip, by weight, among those that it has the modalities for.
 
     A clip that none of them fits gets one nevertheless and trains what it can of it; the log counts those that
@@ -84,7 +87,7 @@ def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: range) -> 
     ]
 
 
-def heads_s(config: TrainConfig, batch: Batch, step: int, places: range) -> list[float]:
+def heads_s(config: TrainConfig, batch: Batch, step: int, places: Sequence[int]) -> list[float]:
     """How much of each clip `extend` is given: any share, because windows meet where the clip's length wants it."""
     low, high = HEAD
     share = low + (high - low) * uniforms(1, config.seed, "head", step, places)[0]
@@ -101,7 +104,7 @@ def drop_captions(batch: Batch, share: float, u: Tensor) -> Batch:
 
 
 def corrupt(
-    batch: Batch, flow: FlowConfig, u: Tensor, seed: int, step: int, places: range, tasks: Sequence[Task]
+    batch: Batch, flow: FlowConfig, u: Tensor, seed: int, step: int, places: Sequence[int], tasks: Sequence[Task]
 ) -> Draw:
     """Noise at levels from (3, B) uniforms."""
     levels = dict(zip(("video", "audio"), flow.levels(u.to(batch.video_text.x.device), batch), strict=True))
@@ -132,3 +135,43 @@ def objective(
     parts = [weights[m] * loss.tokens.sum() / max(totals[m], 1.0) for m, loss in found.items()]
     scales = [(factors or {}).get(m, 1.0) for m in found]
     return torch.stack([part * scale for part, scale in zip(parts, scales, strict=True)]).sum()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the loss of a micro-batch must know of the step that it is a part of."""
+
+    totals: dict[str, float]  # supervised tokens per modality, over all micro-batches and processes
+    clips: int  # likewise
+    factors: Mapping[str, Tensor]  # that the modalities' losses are multiplied by
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A micro-batch's part of the loss, and what it is made of."""
+
+    found: dict[str, Loss]
+    loss: Tensor  # () to be minimised
+    notes: Tensor  # (notes, 2) sums and counts of what the objective logs besides
+
+
+class Objective(Protocol):
+    """What a run minimises, chosen once when it is built."""
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __call__(self, model: nn.Module, drawn: Draw, whole: Whole) -> Learned: ...
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The objective of a run on clips."""
+
+    flow: FlowConfig
+    notes: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, model: nn.Module, drawn: Draw, whole: Whole) -> Learned:
+        found = step_losses(model, drawn, self.flow)
+        loss = objective(found, whole.totals, self.flow, whole.factors)
+        return Learned(found, loss, loss.new_zeros(0, 2))

@@ -6,7 +6,7 @@ The trackers are accelerate's: one interface to all of them, kept up to date by 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
@@ -128,3 +128,10 @@ class Screen:
         if self.shown and not self.console.is_terminal:
             left = timedelta(seconds=round((self.total - step) / line["steps_per_s"]))
             self.console.print(f"step {step}/{self.total}  {numbers}  {left} left", highlight=False, soft_wrap=True)
+
+    def alarm(self, step: int, found: Sequence[str]) -> None:
+        """What a preference may have been won by without the clips getting better."""
+        if self.shown and found:
+            said = f"alarm at step {step}: against the reference, held-out clips have become {'; '.join(found)}. "
+            said += "Look at them before going on: the reward may be paid for this"
+            self.console.print(said, highlight=False, soft_wrap=True, style="bold red")

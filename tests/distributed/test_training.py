@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,18 @@ from safetensors.torch import load_file
 
 from avgen.models.dit import AVTransformer
 from avgen.sample.solvers import SolverConfig
-from avgen.train.config import LoraConfig, OptimizerConfig, ParallelConfig, PartRates, SamplesConfig
+from avgen.train.config import (
+    LoraConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PartRates,
+    PreferenceConfig,
+    SamplesConfig,
+)
 from avgen.train.step import drawn_tasks
 from tests.distributed import ranks, training
 from tests.models.factory import model
+from tests.train import pairs
 
 STRATEGIES = {
     "ddp": ParallelConfig("ddp"),
@@ -162,3 +172,20 @@ def test_accumulation_over_two_processes_equals_the_big_batch(tmp_path):
         for seen, found in ranks.run(tmp_path / f"2 {strategy}", 2, training.watched, settings):
             assert training.furthest(seen.losses, expected.losses) < 1e-5
             assert training.difference(found, weights) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("lora", [LoraConfig(rank=4), None], ids=["adapters", "copy"])
+def test_two_processes_prefer_as_one_does(strategy, lora, tmp_path):
+    """Margins, losses and weights; the reference is sharded like the model."""
+    # rounding, multiplied by thousands, would be all that is compared
+    gentle = PreferenceConfig(beta_video=30.0, beta_audio=10.0, cheating=pairs.NEVER)
+    optimizer = OptimizerConfig(kind="adamw", lr=1e-3, warmup_steps=2, eps=1e-3)
+    changes = {"lora": lora, "steps": 4, "preference": gentle, "optimizer": optimizer}
+    alone = pairs.config(tmp_path, **changes)
+    [(expected, weights)] = ranks.run(tmp_path / "a", 1, training.preferring, alone)
+    settings = replace(alone, out=tmp_path / "two", parallel=STRATEGIES[strategy])
+    assert expected[0].abs().sum() > 0
+    for noted, found in ranks.run(tmp_path / "b", 2, training.preferring, settings):
+        torch.testing.assert_close(noted, expected, rtol=1e-3, atol=2e-4)
+        assert training.difference(found, weights) < 1e-5

@@ -24,6 +24,7 @@ from avgen.types import stack_batches
 from tests.models.factory import batch, model, scatter
 from tests.train.factory import CODECS, quiet
 from tests.train.factory import config as tiny
+from tests.train.pairs import Pairs, order
 
 
 class Clips:
@@ -155,6 +156,26 @@ def logged(folder):
 def trained(settings):
     """The whole weights at the end."""
     return whole(loop.train(settings, Clips(), Clips(), quiet()))
+
+
+def preferring(settings):
+    """Of a run on pairs: what its steps noted, over all processes, and the whole weights at the end."""
+    noted, real_step = [], loop.optimise
+
+    def optimise(run, *rest):
+        before = run.meter.noted.clone()
+        found = real_step(run, *rest)
+        noted.append(run.processes.summed((run.meter.noted - before).cpu()))
+        return found
+
+    loop.optimise = optimise
+    settings = replace(settings, log_every=settings.steps)  # a line clears what was noted
+    try:
+        run = loop.train(settings, Pairs(), Pairs(), quiet(), order(settings))
+    finally:
+        loop.optimise = real_step
+    names = {name.replace(".base_layer", "") for name, _ in run.model.named_parameters()}
+    return torch.stack(noted), {n: v for n, v in whole(run).items() if n.replace(".base_layer", "") in names}
 
 
 class Until(Clips):

@@ -1,0 +1,143 @@
+"""Pairs of files to training and back to clips."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from avgen.config import ConfigError
+from avgen.data.media import write_clip
+from avgen.prefer.pairs import ClipForm, Pair, Side, write_pairs
+from avgen.prefer.source import Couples, Latents, PairSource, Winners, encode
+from avgen.sample.folder import open_pipeline
+from avgen.sample.method import Method
+from avgen.sample.solvers import SolverConfig
+from avgen.train.config import (
+    CheatingConfig,
+    LoraConfig,
+    OptimizerConfig,
+    PairsData,
+    PreferenceConfig,
+    SamplesConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from avgen.train.data import reading
+from avgen.train.loop import train
+from avgen.train.run import export
+from tests.sample.factory import MODEL, clip, pipeline
+from tests.train.factory import quiet
+
+METHOD = Method(SolverConfig("euler", 2))
+FORM = ClipForm(1.0, 8.0, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A pipeline's folder, and pairs of real files beside it: of t2av and v2a, of either modality or both."""
+    root = tmp_path_factory.mktemp("pairs")
+    pipeline().save_pretrained(root / "pipeline")
+    pairs = []
+    for i in range(12):
+        sides = []
+        for name, fps in (("a", 8.0), ("b", 4.0)):  # at any rate: read at the form's
+            file = root / f"{i}{name}.mp4"
+            write_clip(file, clip(fps=fps))
+            sides.append(Side(file.name, 0, hashlib.sha256(file.read_bytes()).hexdigest()))
+        task = "v2a" if i % 3 == 2 else "t2av"
+        trains = (("video", "audio"), ("video",), ("audio",))[i % 3]
+        pairs.append(Pair(f"p{i}", f"caption {i}", task, FORM, *sides, trains, "metrics"))
+    write_pairs(root / "pairs.jsonl", pairs)
+    return root, tuple(pairs)
+
+
+@pytest.fixture(scope="module")
+def latents(made):
+    root, pairs = made
+    pipe = pipeline()
+    found = Latents.of(pipe, root / "latents")
+    encode(pairs, root, pipe, found)
+    return found
+
+
+def test_winner_and_loser_lie_side_by_side_with_what_the_pair_says_nothing_about_unsupervised(made, latents):
+    _, pairs = made
+    batch = PairSource(pairs, latents).batch(range(6))
+    assert batch.size == 6
+    video, audio = (stream.weight.sum(1) > 0 for stream in (batch.video, batch.audio))
+    assert video.tolist() == [True, True, True, True, False, False]
+    assert audio.tolist() == [True, True, False, False, True, True]
+    given = (batch.video.level == 0).all(1)
+    assert given.tolist() == [False] * 4 + [True] * 2  # of v2a the picture is given
+    assert not torch.equal(batch.video.x[0], batch.video.x[1])
+    order = Couples(type("Order", (), {"clips": lambda self, step: [step, 7]})())
+    assert order.clips(3) == [6, 7, 14, 15]
+    whole = Winners(pairs, latents).batch([1])
+    assert torch.equal(whole.video.x[0], PairSource(pairs, latents).batch([2]).video.x[0])
+    assert whole.audio.weight.sum() > 0
+
+
+def test_clips_are_encoded_once_and_refused_when_they_have_changed(made, latents):
+    root, pairs = made
+    files = sorted(latents.folder.iterdir())
+    before = [file.stat().st_mtime_ns for file in files]
+    assert not [file for file in files if file.name.startswith(".")]
+    encode(pairs, root, pipeline(), latents, first=0.5)
+    assert [file.stat().st_mtime_ns for file in sorted(latents.folder.iterdir())] == before
+    other = pairs[0].winner
+    changed = replace(pairs[0], winner=replace(other, sha256="0" * 64))
+    with pytest.raises(ValueError, match="is not the clip that was compared"):
+        encode([changed], root, pipeline(), latents)
+    gone = replace(pairs[0], winner=replace(other, sha256="1" * 64, file="gone.mp4"))
+    with pytest.raises(ValueError, match=r"gone\.mp4, a clip of prompt 'p0', is not there"):
+        encode([gone], root, pipeline(), latents)
+
+
+def settings(root, **changes):
+    start = root / "pipeline" / "model"
+    quick = SolverConfig("euler", 2)
+    defaults = TrainConfig(
+        model=MODEL,
+        steps=3,
+        batch=4,
+        out=root / "run",
+        start=start,
+        lora=LoraConfig(rank=2),
+        data=PairsData(root / "pairs.jsonl", root / "pipeline", held_out_share=0.4),
+        preference=PreferenceConfig(cheating=CheatingConfig(every=2, prompts=1)),
+        optimizer=OptimizerConfig(kind="adamw", warmup_steps=1, lr=1e-2),
+        precision="fp32",
+        tracking=TrackingConfig(to=()),
+        samples=SamplesConfig(solver=quick),
+        validation_clips=2,
+        log_every=1,
+    )
+    return replace(defaults, **changes)
+
+
+def test_a_run_on_pairs_of_files_ends_in_a_model_that_samples(made):
+    root, pairs = made
+    config = settings(root)
+    read = reading(config)
+    held = {pair.prompt for pair in read.held_out.pairs}
+    assert held
+    assert held | {pair.prompt for pair in read.source.pairs} == {pair.prompt for pair in pairs}
+    assert not held & {pair.prompt for pair in read.source.pairs}
+    run = train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
+    export(run)
+    lines = (root / "run" / "metrics.jsonl").read_text()
+    assert "held_out/t2av/audio" in lines
+    assert "cheating/alarms" in lines
+    before, after = open_pipeline(root / "pipeline"), open_pipeline(root / "run")
+    assert after.fingerprint != before.fingerprint
+    [one], [other] = (pipe("t2av", "a", method=METHOD) for pipe in (before, after))
+    assert (one.clip.video != other.clip.video).any()
+
+
+def test_too_few_pairs_to_judge_by_are_refused(made):
+    root, _ = made
+    with pytest.raises(ConfigError, match="lower validation_clips, or mine more"):
+        reading(settings(root, validation_clips=11))
