@@ -13,10 +13,11 @@ EXAMPLES = (
     "avgen eval suite=plain prompts=mine.csv clips=outputs 'metrics=[file,sync]' nulls=false",
     "avgen eval compare runs/eval_a runs/eval_b",
     "avgen eval report runs/eval_b runs/eval_a",
+    "avgen eval prompts out=toybench.jsonl",
     "avgen eval selftest",
 )
 # `avgen eval WORD ...`: each a module with main(argv) -> int
-SUBCOMMANDS = {"compare": "eval.compare", "report": "eval.report", "selftest": "eval.selftest"}
+SUBCOMMANDS = {name: f"eval.{name}" for name in ("compare", "prompts", "report", "selftest")}
 
 
 def main(argv: list[str] | None = None) -> int:

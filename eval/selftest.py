@@ -21,18 +21,20 @@ from avgen.config import to_plain
 from avgen.data.toybox import Toybox, ToyboxConfig, events, render
 from avgen.types import Clip
 from eval import statistics
-from eval.ladder import Rung, ladder
+from eval.ladder import Rung, ladder, wave_of
 from eval.metric import ClipMetric, NotApplicable, Result, SetMetric, Setup, measure
 from eval.metrics import sync
-from eval.metrics.curves import matched
+from eval.metrics.curves import SILENT, matched
 from eval.record import Prompt
 from eval.registry import chosen
 from eval.take import Sound, Take
 
 DRAWS = 200  # random shifts from which chance is known
 TURNS = 4  # of each sound, to be held against chance
-TOLERATED_S = 0.02  # error of an offset
+TOLERATED_S = 0.02  # error of an offset, from 16 frames/s on; below, the same share of a frame
+OFTEN = 0.9  # share of offsets that must be as near
 APART_S = 1.2  # of an event from the end
+BEGINNING_S = 0.02  # of a clip, in which nothing may sound
 SILENCE, STILLNESS = ("mute", 1), ("freeze", 1)
 
 
@@ -130,7 +132,8 @@ def clean_takes(config: SelftestConfig) -> list[Take]:
     """Clips where one thing happens once, seen and heard, each with itself as its reference.
 
     Of repeated events the next sound would come to lie where the last one was, and no metric could fall. The event
-    lies early enough that no shift takes its sound out of the clip.
+    lies early enough that no shift takes its sound out of the clip, and nothing sounds as the clip begins: after the
+    silence that a shift puts before it, that would be an onset of its own.
     """
     world = replace(world_of(config), scenes=("single",))
     toybox = Toybox(world, "test", config.seed)
@@ -141,6 +144,9 @@ def clean_takes(config: SelftestConfig) -> list[Take]:
         if not all(event.instant_s < config.duration_s - APART_S for event in events(scene, config.duration_s)):
             continue
         item = render(scene, world)
+        wave, rate = wave_of(item.clip)
+        if np.abs(wave[:, : round(BEGINNING_S * rate)]).max() > SILENT:
+            continue
         takes.append(Take(Prompt(str(i), item.caption), clip=item.clip, reference=item.clip))
         if len(takes) == config.clips:
             break
@@ -230,7 +236,7 @@ def checks(config: SelftestConfig, tables: Sequence[DoseResponse], values: Value
         limit = table.limit
         found.append(Check("event sync notices one frame", limit is not None and limit <= frame, f"limit {limit} ms"))
     if ("sync.offset_s", "shift") in by_name:
-        found.append(offsets_right(values))
+        found.append(offsets_right(values, config.fps))
     for (fault, dose), what in ((SILENCE, "silence"), (STILLNESS, "a still picture")):
         if (fault, float(dose)) in {(f, float(d)) for f, d in values}:
             found += abstentions(values[fault, dose], what)
@@ -244,16 +250,20 @@ def own_sync(name: str) -> bool:
     return name.startswith("sync.") and "compat" not in name
 
 
-def offsets_right(values: Values) -> Check:
+def offsets_right(values: Values, fps: float) -> Check:
     """Shifts up to what is looked for, less a margin: there the estimate may not run into the end."""
-    errors = []
+    tolerated_s = TOLERATED_S * max(1.0, 16 / fps)
+    errors: list[float] = []
+    asked = 0
     for (fault, dose), found in values.items():
         if fault == "shift" and dose / 1000 <= 0.7 * sync.REACH_S:
             errors += [abs(r.value - dose / 1000) for r in found["sync.offset_s"] if r.value is not None]
-    within = float(np.mean(np.array(errors) <= TOLERATED_S)) if errors else 0.0
-    median = float(np.median(errors)) if errors else float("nan")
-    said = f"median error {1000 * median:.1f} ms, {within:.0%} within 20 ms, {len(errors)} estimates"
-    return Check("offsets are estimated within 20 ms, by their median", median <= TOLERATED_S, said)
+            asked += len(found["sync.offset_s"])
+    within = float(np.mean(np.array(errors) <= tolerated_s)) if errors else 0.0
+    said = f"{within:.0%} of {len(errors)} estimates, {asked - len(errors)} abstentions"
+    if errors:
+        said += f", median error {1000 * float(np.median(errors)):.1f} ms"
+    return Check(f"nine offsets in ten are within {1000 * tolerated_s:.0f} ms", within >= OFTEN, said)
 
 
 def abstentions(found: Mapping[str, Sequence[Result]], what: str) -> list[Check]:

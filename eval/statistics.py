@@ -15,10 +15,11 @@ from typing import Literal
 import numpy as np
 from scipy import special  # scipy.stats says the same and takes a second to import
 
+from avgen.bootstrap import resampled_sums
+
 LEVEL = 0.95
 RESAMPLES = 2000
 FLIPS = 10_000  # of signs; the smallest p is 1 / (FLIPS + 1)
-AT_ONCE = 2_000_000  # numbers drawn at a time
 POWER_Z = 2.8  # standard errors that a difference needs to be found four times in five (1.96 + 0.84)
 
 Verdict = Literal["better", "worse", "indistinguishable"]
@@ -106,7 +107,8 @@ def _interval(
     count = len(top)
     if count < 2:
         return math.nan, math.nan
-    drawn = _resampled(top, bottom, resamples, seed)
+    tops, bottoms = resampled_sums(np.stack([top, bottom], 1), resamples, seed).T
+    drawn = tops[bottoms > 0] / bottoms[bottoms > 0]
     if np.ptp(drawn) == 0:
         return value, value
     left = (top.sum() - top) / np.where(bottom.sum() - bottom > 0, bottom.sum() - bottom, np.nan)
@@ -124,20 +126,6 @@ def _interval(
         shares.append(float(special.ndtr(bias + moved / max(1 - acceleration * moved, 1e-3))))
     low, high = np.quantile(drawn, shares)
     return float(low), float(high)
-
-
-def _resampled(top: np.ndarray, bottom: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    count = len(top)
-    found = []
-    done = 0
-    while done < resamples:
-        rows = min(resamples - done, max(1, AT_ONCE // count))
-        index = random.integers(count, size=(rows, count))
-        bottoms = bottom[index].sum(1)
-        found.append((top[index].sum(1)[bottoms > 0]) / bottoms[bottoms > 0])
-        done += rows
-    return np.concatenate(found)
 
 
 def compare(

@@ -122,6 +122,7 @@ def test_the_demo_runs_and_leaves_what_it_says(tmp_path: Path, monkeypatch: pyte
     assert values["model: time to train"] > 0
     assert {"t2av", "i2av", "v2a", "a2v"} <= set(said["scores"])
     assert {f"t2av: sync, {against}" for against in ("share of its ceiling", "above its null")} <= set(values)
+    assert 0 <= values["toybench, 4 prompts: kind"] <= 1
     clips = sorted(tmp_path.glob("clip_*.mp4"))
     assert len(clips) == 2
     info = probe(clips[0])
@@ -138,6 +139,7 @@ def test_the_demo_runs_and_leaves_what_it_says(tmp_path: Path, monkeypatch: pyte
     shown = [file for file in page.files if file.startswith("samples/")]
     assert len(shown) == 4 * 2 + 3  # a clip and a sheet per task, and what three of them were given
     assert all((tmp_path / file).stat().st_size > 0 for file in page.files)
+    assert len([file for file in page.files if file.startswith("toybench/")]) == 1
     made = {file: (tmp_path / file).stat().st_mtime_ns for file in page.files}
 
     def never(*_: object) -> None:

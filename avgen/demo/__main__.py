@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         config = replace(config, fit_clips=min(config.fit_clips, 96), test_clips=min(config.test_clips, 20))
         config = replace(config, shown_clips=min(config.shown_clips, config.test_clips))
         config = replace(config, sampled_clips=min(config.sampled_clips, 4), samples_shown=min(config.samples_shown, 1))
+        config = replace(config, toybench_prompts=min(config.toybench_prompts, 4))
     # here, not above: a mistyped key must not wait for the models to be imported
     from rich.console import Console
 

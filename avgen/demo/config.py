@@ -18,6 +18,7 @@ class DemoConfig:
     sampled_clips: int  # clips that the trained model makes per task, of unseen items
     samples_shown: int  # of those on the page, per task
     heldout_clips: int = 0  # clips per task of combinations of kind, colour and size that training never shows
+    toybench_prompts: int = 100  # of eval's suite for the toybox, for the page of all metrics; at most 400
     recipe: str = "toybox"  # of the model that is trained: a file in configs/recipe
     world: ToyboxConfig = field(default_factory=ToyboxConfig)  # of the clips that reader and codecs are judged by
     out: Path = Path("runs/demo")  # folder for clips, contact sheet and figures.json
@@ -26,7 +27,7 @@ class DemoConfig:
     quick: bool = False  # a tenth of the clips: to see that all runs, not for its figures
 
     def __post_init__(self) -> None:
-        for name in ("fit_clips", "test_clips", "shown_clips"):
+        for name in ("fit_clips", "test_clips", "shown_clips", "toybench_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         for name, least in (("sampled_clips", 2), ("samples_shown", 1)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
@@ -43,8 +44,10 @@ class Figure:
         return "" if self.at_most is None else f"<= {self.at_most:g}"
 
 
-def figure_table(figures: Sequence[Figure]) -> Table:
-    table = Table(title="avgen demo", title_justify="left")
+def figure_table(figures: Sequence[Figure], bench: Path | None = None) -> Table:
+    """With the page of toybench's clips named below it."""
+    caption = None if bench is None else f"every metric and clip of toybench: {bench}"
+    table = Table(title="avgen demo", title_justify="left", caption=caption, caption_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("bar", justify="right")

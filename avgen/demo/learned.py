@@ -38,10 +38,10 @@ TEXT_GUIDANCE = 2.0  # in both modalities, as `avgen sample` does unless told ot
 
 
 class Unfinished(RuntimeError):
-    """Training stopped before its end and has said why; the same command goes on."""
+    """A command that the demo gave stopped before its end and has said why; the same demo goes on."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(f"training ended with exit code {code}")
+        super().__init__(f"stopped with exit code {code}")
         self.code = code
 
 

@@ -49,7 +49,9 @@ video, img, audio { display: block; width: 100%; max-width: 100%; border-radius:
 """
 
 
-def write_page(out: Path, figures: Sequence[Figure], answered: Sequence[Answers], model: str, quick: bool) -> Path:
+def write_page(
+    out: Path, figures: Sequence[Figure], answered: Sequence[Answers], model: str, quick: bool, bench: Path | None
+) -> Path:
     """`index.html` in the folder where the clips lie."""
     parts = [
         "<!doctype html>",
@@ -61,6 +63,7 @@ def write_page(out: Path, figures: Sequence[Figure], answered: Sequence[Answers]
         "<p>quick=true: too little training and too few clips for these figures to mean much.</p>" if quick else "",
         "<h2>Figures and their bars</h2>",
         bars_table(figures),
+        "" if bench is None else toybench_link(out, bench),
     ]
     for task, (title, about) in TASKS.items():
         shown = [s for a in answered if a.split == "test" for s in a.shown if s.task == task]
@@ -80,6 +83,11 @@ def write_page(out: Path, figures: Sequence[Figure], answered: Sequence[Answers]
     path = out / "index.html"
     path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
+
+
+def toybench_link(out: Path, bench: Path) -> str:
+    source = escape(bench.relative_to(out).as_posix(), quote=True)
+    return f'<p><a href="{source}">Toybench</a>: every metric with its error bars, every clip, worst first.</p>'
 
 
 def bars_table(figures: Sequence[Figure]) -> str:

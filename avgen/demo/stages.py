@@ -1,7 +1,7 @@
 """The demo's stages: each adds figures to one table and files to one folder.
 
-The embedded world and the event reader, the embedded codecs, a model trained from nothing, and what it makes of
-held-out items; at last the page.
+The embedded world and the event reader, the embedded codecs, a model trained from nothing, what it makes of held-out
+items, and its score on toybench; at last the page.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from avgen.data.contact_sheet import Mark, contact_sheet
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Toybox, ToyClip
 from avgen.data.toybox.reader import Score, read_events, score
+from avgen.demo.benched import toybench
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure, figure_table, reader_row, reader_table
 from avgen.demo.learned import Answers, examine, held_against_bars, together, train
@@ -55,6 +56,7 @@ class Workshop:
     scores: dict[str, Score] = field(default_factory=dict)
     run: TrainConfig | None = None  # of the trained model
     answered: Sequence[Answers] = ()  # what it made of held-out items
+    bench: Path | None = None  # the page of its clips for toybench
 
     def each(self, items: Sequence[Any], doing: str) -> Iterable[Any]:
         return track(items, doing, console=self.console, transient=True)
@@ -70,10 +72,10 @@ def run(config: DemoConfig, console: Console) -> list[Figure]:
     found = together(shop.answered)
     console.print(reader_table(shop.scores))
     console.print(scores_table(found))
-    console.print(figure_table(figures))
+    console.print(figure_table(figures, shop.bench))
     write_figures(config, figures, shop.scores, found)
     model = f"recipe={config.recipe}, {shop.run.steps:,} steps, in {shop.run.out}" if shop.run else ""
-    page = write_page(config.out, figures, shop.answered, model, config.quick)
+    page = write_page(config.out, figures, shop.answered, model, config.quick, shop.bench)
     console.print(
         f"Clips, contact sheet and figures.json are in [bold]{config.out}[/bold]; look at [bold]{page}[/bold]."
     )
@@ -151,12 +153,21 @@ def sample_stage(shop: Workshop) -> list[Figure]:
     return figures
 
 
+def bench_stage(shop: Workshop) -> list[Figure]:
+    """The same model on eval's suite for this world: every metric with its error bars, on a page of its own."""
+    assert shop.run is not None
+    found = toybench(shop.config, shop.run, shop.console)
+    shop.bench = found.page
+    return list(found.figures)
+
+
 STAGES: tuple[Callable[[Workshop], list[Figure]], ...] = (
     world_stage,
     media_stage,
     codec_stage,
     train_stage,
     sample_stage,
+    bench_stage,
 )
 MOST_MINUTES = {"toybox": 10.0, "toybox_long": 60.0}  # of training, on two cores
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from avgen.bootstrap import resampled_sums
 from avgen.data.toybox import SceneFacts, ToyClip
 from avgen.data.toybox.reader import Reading, Tally, read_events, score, score_caption
 from avgen.types import Clip
@@ -76,8 +77,7 @@ def _bootstrapped(counts: Sequence[Counts], seed: int, of: Callable[[np.ndarray]
     clips = table.shape[1]
     if not clips or (table[..., 1].sum(1) == 0).any():
         return Estimate(math.nan, math.nan, math.nan, clips)
-    drawn = np.random.default_rng(seed).integers(clips, size=(RESAMPLES, clips))
-    tops, bottoms = np.moveaxis(table[:, drawn].sum(2), -1, 0)  # (ratios, resamples)
+    tops, bottoms = np.moveaxis(resampled_sums(np.moveaxis(table, 0, 1), RESAMPLES, seed), (2, 1), (0, 1))
     filled = (bottoms > 0).all(0)
     low, high = np.percentile(of(tops[:, filled] / bottoms[:, filled]), (2.5, 97.5))
     top, bottom = np.moveaxis(table.sum(1), -1, 0)

@@ -20,10 +20,11 @@ WINDOW_S = 0.0232
 BANDS = 24  # from LOWEST_HZ to HIGHEST_HZ, evenly spaced in pitch
 LOWEST_HZ, HIGHEST_HZ = 100.0, 8000.0
 COMPRESSION = 100.0  # of a band's share of the loudest one, before the logarithm
+LEAD_S = 0.006  # by which the flux of a step is early: after the logarithm a window counts from its first tenth on
 GRID = 16  # cells on the shorter side of the picture
-TURNING_BLUR = 0.2  # of the shorter side: more than things move between frames
-LIGHT_BLUR = 1.0  # of the shorter side: so much that motion inside the picture changes nothing
-LIGHT_WEIGHT = 2.0  # of brightening beside change of motion
+LIGHT_WEIGHT = 2.0  # of brightening ...
+BRAKING_WEIGHT = 3.0  # ... and of motion that ends, both as shares of white over the whole picture
+LEVER = 0.3  # of the shorter side: how far from the middle a light may go on without looking like motion
 SILENT = 1e-3  # peak of a sound that is not worth timing: -60 dBFS
 STILL = 0.01  # largest change of a cell that is not worth timing, as a share of white: what codecs leave of a still
 PROMINENCE = 0.3  # of the highest peak: what an onset must rise above the valleys beside it
@@ -36,8 +37,10 @@ PARAMETERS = {
     "window_s": WINDOW_S,
     "bands": [BANDS, LOWEST_HZ, HIGHEST_HZ],
     "compression": COMPRESSION,
+    "lead_s": LEAD_S,
     "grid": GRID,
-    "blur": [TURNING_BLUR, LIGHT_BLUR, LIGHT_WEIGHT],
+    "weights": [LIGHT_WEIGHT, BRAKING_WEIGHT],
+    "lever": LEVER,
     "silent": SILENT,
     "still": STILL,
     "prominence": PROMINENCE,
@@ -69,10 +72,11 @@ def sounding(sound: Sound) -> Curve:
 
 
 def band_levels(wave: np.ndarray, rate_hz: int, count: int) -> np.ndarray:
-    """(count, BANDS) amplitude per band, windows centred on the grid."""
+    """(count, BANDS) amplitude per band, windows centred LEAD_S before the grid."""
     length = max(16, round(WINDOW_S * rate_hz))
+    before = round(LEAD_S * rate_hz)
     starts = np.round(np.arange(count) * STEP_S * rate_hz).astype(int)
-    padded = np.pad(wave, (length // 2, length))
+    padded = np.pad(wave, (length // 2 + before, length))
     starts = np.minimum(starts, len(padded) - length)
     pieces = np.lib.stride_tricks.sliding_window_view(padded, length)[starts]
     spectrum = np.abs(np.fft.rfft(pieces * np.hanning(length), axis=1))
@@ -86,26 +90,52 @@ def band_levels(wave: np.ndarray, rate_hz: int, count: int) -> np.ndarray:
 
 
 def happening(picture: Picture) -> Curve:
-    """How suddenly the picture changes: whether it lights up, plus how its motion changes.
+    """How suddenly the picture changes: how much it lights up, plus how much motion ends or turns back.
 
-    Blurred so much that things move less than the blur from frame to frame, a picture's first difference is
-    proportional to velocity and its second to acceleration. A bounce or a stop is an impulse of acceleration, shared
-    by the two nearest frames in proportion, so its place is known to less than a frame. A light that goes on is a
-    positive first difference of the whole picture's brightness, shared likewise; one that goes off is none.
+    Both are read off the whole picture's mean brightness and its first moments, which are linear in what happens,
+    however far things move between frames. So a light that goes on is shared by the two nearest differences in
+    proportion, and a stop or a bounce by the two nearest changes of velocity: their places are known to far less
+    than a frame. What begins to move, or moves faster, makes no sound; nor does a light that goes off.
     """
     count = max(2, ceil(picture.duration_s / STEP_S))
     cells = picture.once(grid)
     if len(cells) < 3:
         return Curve(np.zeros(count), "the picture has fewer than three frames")
-    side = min(cells.shape[1:])
-    soft, softest = (ndimage.gaussian_filter(cells, (0, b * side, b * side)) for b in (TURNING_BLUR, LIGHT_BLUR))
-    lit = LIGHT_WEIGHT * np.maximum(np.diff(softest, axis=0), 0).mean((1, 2))  # between frames: at (i + 1) / fps
-    turned = np.abs(np.diff(soft, 2, axis=0)).mean((1, 2))  # at frame i + 1: its middle, (i + 1.5) / fps
     if np.abs(np.diff(cells, axis=0)).max() < STILL:
         return Curve(np.zeros(count), "the picture stands still")
+    brighter = np.diff(cells.mean((1, 2)))  # between frames: at (i + 1) / fps
+    lit = LIGHT_WEIGHT * np.maximum(brighter, 0)
+    stopped = BRAKING_WEIGHT * braking(velocity(cells, brighter))  # at frame i + 1: its middle, (i + 1.5) / fps
     times = np.arange(count) * STEP_S
-    curve = on_grid(times, lit, 1 / picture.fps, picture.fps) + on_grid(times, turned, 1.5 / picture.fps, picture.fps)
+    curve = on_grid(times, lit, 1 / picture.fps, picture.fps) + on_grid(times, stopped, 1.5 / picture.fps, picture.fps)
     return Curve(ndimage.gaussian_filter1d(curve, SMOOTH_S / STEP_S, mode="constant"))
+
+
+def velocity(cells: np.ndarray, brighter: np.ndarray) -> np.ndarray:
+    """(T - 1, 2) change per frame of the brightness' first moments, less what a light off the middle would do to them.
+
+    A thing of brightness b against its ground that covers a share s of the picture and moves by d changes them by
+    b * s * d, in sides of the picture.
+    """
+    side = min(cells.shape[1:])
+    down, right = ((np.arange(n) - (n - 1) / 2) / side for n in cells.shape[1:])
+    moments = np.stack([(cells * down[:, None]).mean((1, 2)), (cells * right).mean((1, 2))], 1)
+    moved = np.diff(moments, axis=0)
+    size = np.linalg.norm(moved, axis=1)
+    share = np.clip(1 - LEVER * np.abs(brighter) / np.maximum(size, 1e-9), 0, 1)
+    return np.asarray(moved * share[:, None])
+
+
+def braking(moved: np.ndarray) -> np.ndarray:
+    """(T - 2,) how much of a velocity is lost or turned back from one step to the next.
+
+    Against the direction of the last two steps: of a bounce between two frames the step in the middle is small and
+    may already point back.
+    """
+    before = moved[:-1].copy()
+    before[1:] += moved[:-2]
+    direction = before / np.maximum(np.linalg.norm(before, axis=1, keepdims=True), 1e-9)
+    return np.maximum(-(np.diff(moved, axis=0) * direction).sum(1), 0)
 
 
 def on_grid(times: np.ndarray, values: np.ndarray, first_s: float, fps: float) -> np.ndarray:
@@ -140,10 +170,10 @@ def peaks(curve: Curve) -> np.ndarray:
 
 
 def swells(curve: Curve) -> bool:
-    """Whether most of its peaks are too wide for something that begins."""
+    """Whether nothing stands out, or most of what does is too wide for something that begins."""
     tops = peaks(curve)
     if not len(tops):
-        return False
+        return True
     return float(np.median(signal.peak_widths(curve.values, tops)[0])) * STEP_S > ABRUPT_S
 
 

@@ -14,7 +14,7 @@ from scipy import signal
 
 from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Result, Setup, Take
 from eval.metrics import compat
-from eval.metrics.curves import PARAMETERS, STEP_S, Curve, drawn, happening, matched, onsets, sounding, swells
+from eval.metrics.curves import PARAMETERS, STEP_S, Curve, centre, drawn, happening, matched, onsets, sounding, swells
 
 BOTH = Needs(picture=True, sound=True)
 REACH_S = 1.0  # offsets looked at
@@ -27,9 +27,10 @@ TOLERANCES_MS = (50, 100, 200)
 def metrics(setup: Setup) -> Sequence[Metric]:
     aligned = {**PARAMETERS, "reach_s": REACH_S, "height": LEAST_HEIGHT, "lead": LEAST_LEAD, "apart": NEIGHBOUR_S}
     found = (
-        "Lag of the highest normalised cross-correlation between onset strength of the sound (log spectral flux) and"
-        " suddenness of the picture (brightening plus change of motion); positive: the sound comes late. Abstains where"
-        " either is empty, the correlation is low or another lag does nearly as well."
+        "Lag of the highest normalised cross-correlation, at the centre of its peak, between onset strength of the"
+        " sound (log spectral flux) and suddenness of the picture (brightening plus motion that stops or turns);"
+        " positive: the sound comes late. Abstains where either is empty, the correlation is low or another lag does"
+        " nearly as well."
     )
     return (
         Measure(
@@ -125,7 +126,7 @@ def alignment(take: Take) -> Alignment:
     tops, _ = signal.find_peaks(np.concatenate([[-1.0], values, [-1.0]]))
     others = [float(values[top - 1]) for top in tops if abs(top - 1 - best) * STEP_S > NEIGHBOUR_S]
     height = float(values[best])
-    return Alignment((best - zero) * STEP_S, height, height - max([0.0, *others]), float(values[zero]))
+    return Alignment((centre(values, best) - zero) * STEP_S, height, height - max([0.0, *others]), float(values[zero]))
 
 
 def correlations(seen: np.ndarray, heard: np.ndarray) -> np.ndarray:

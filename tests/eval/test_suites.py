@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from avgen.__main__ import main
 from avgen.data.toybox import ToyboxConfig, parse
 from avgen.data.toybox.reader import read_events, score_caption
+from avgen.sample.inputs import Request, read_requests
 from eval.clips import find_clips
+from eval.prompts import PromptsConfig, write_prompts
 from eval.suites import READERS, Suite, read_suite, toybench
 from eval.suites.published import JAVIS_AXES
 
@@ -197,6 +200,16 @@ def test_an_ideal_clip_does_what_the_prompt_says() -> None:
         told = score_caption(read_events(clip), parse(prompt.text))
         right, actors = right + told.count, actors + told.actors
     assert right >= 0.9 * actors
+
+
+def test_prompts_of_a_suite_are_what_the_sampler_reads(tmp_path: Path) -> None:
+    assert main(["eval", "prompts", "limit=5", f"out={tmp_path / 'some' / 'p.jsonl'}"]) == 0
+    asked = read_requests(tmp_path / "some" / "p.jsonl", Request(""))
+    assert [(r.id, r.prompt) for r in asked] == [(p.id, p.text) for p in read_suite("toybench").prompts[:5]]
+    entry = {"video_prompt": "A man.", "audio_prompt": ["a voice"]}
+    suite = written(tmp_path, "verse.json", {"set": {"7": entry}})
+    with pytest.raises(ValueError, match="suite=verse_bench: the id 'set/7' names a folder"):
+        write_prompts(PromptsConfig(tmp_path / "v.jsonl", "verse_bench", suite))
 
 
 def small_suite(tmp_path: Path) -> Suite:

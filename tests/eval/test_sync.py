@@ -15,8 +15,8 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.types import Clip
 from eval.metric import Result, Setup, Take, measure
 from eval.metrics import compat, sync
-from eval.metrics.curves import matched
-from eval.take import Sound
+from eval.metrics.curves import happening, matched, onsets, sounding
+from eval.take import Picture, Sound
 
 METRICS = {metric.definition.name: metric for metric in sync.metrics(Setup())}
 LADDER_S = (0.0, 0.04, 0.08, 0.16, 0.32)
@@ -52,11 +52,49 @@ def values(name: str, takes: list[Take]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shift_s", [-0.2, -0.05, 0.0, 0.05, 0.2])
-def test_offsets_are_found_within_20_ms_at_16_frames_per_second(impacts: list[Take], shift_s: float) -> None:
+def test_nine_offsets_in_ten_are_within_20_ms_at_16_frames_per_second(impacts: list[Take], shift_s: float) -> None:
     found = values("sync.offset_s", [shifted(take, shift_s) for take in impacts])
     assert len(found) > 0.6 * len(impacts)  # bounces come again and again: another lag may do as well
-    assert abs(np.median(found) - shift_s) < 0.02
-    assert np.median(np.abs(found - shift_s)) < 0.02
+    assert abs(np.median(found) - shift_s) < 0.005
+    # sound that is pulled forward loses its first events: then a whole bounce may fit better
+    assert np.mean(np.abs(found - shift_s) <= 0.02) >= (0.9 if shift_s > -0.1 else 0.8)
+
+
+def drawn_at(instant_s: float, fps: float, what: str) -> Picture:
+    """A square that stops, bounces or lights up at an instant, exposed over whole frames."""
+    fine = 40  # times a frame at which it is drawn and averaged
+    at = (np.arange(round(2 * fps) * fine) + 0.5) / (fps * fine) - instant_s
+    place = {"stops": 20 + 12 * np.minimum(at, 0), "bounces": 20 - 12 * np.abs(at), "lights up": np.full(len(at), 12.0)}
+    shade = np.where(at < 0, 80, 200) if what == "lights up" else np.full(len(at), 200)
+    rows = np.clip(
+        np.minimum(np.arange(32) + 1, place[what][:, None] + 6) - np.maximum(np.arange(32), place[what][:, None]), 0, 1
+    )
+    frames = (rows * (shade - 60)[:, None]).reshape(-1, fine, 32).mean(1)
+    picture = np.full((len(frames), 32, 32, 3), 60.0)
+    picture[:, :, 10:18] += frames[:, :, None, None]
+    return Picture(picture.round().astype(np.uint8), fps)
+
+
+@pytest.mark.parametrize("what", ["stops", "bounces", "lights up"])
+@pytest.mark.parametrize("fps", [8.0, 16.0, 25.0])
+def test_a_frame_is_no_limit_to_when_something_happens(what: str, fps: float) -> None:
+    """Wherever between two frames the instant lies, the curve's peak is within a seventh of a frame of it."""
+    for part in (0.0, 0.2, 0.5, 0.7):
+        instant_s = 1 + part / fps
+        # the frame on screen at t was exposed during it, and what moves stands where it was in the middle
+        assert onsets(happening(drawn_at(instant_s, fps, what))) == pytest.approx([instant_s], abs=1 / 7 / fps)
+
+
+@pytest.mark.parametrize("loud", [0.03, 0.5])
+@pytest.mark.parametrize("what", ["low tone", "high tone", "noise"])
+def test_a_sound_begins_when_it_begins(what: str, loud: float) -> None:
+    """To half of the window of its spectrum, 12 ms, whatever it is and however loud."""
+    rate = 16_000
+    t = np.arange(2 * rate) / rate
+    hertz = {"low tone": 220, "high tone": 1500, "noise": 0}[what]
+    wave = np.sin(2 * np.pi * hertz * t) if hertz else np.random.default_rng(0).uniform(-1, 1, len(t))
+    begun = (loud * wave * (t >= 0.7) * np.exp(-4 * (t - 0.7))).astype(np.float32)[None]
+    assert onsets(sounding(Sound(begun, rate))) == pytest.approx([0.7], abs=0.012)
 
 
 def test_every_figure_falls_as_the_sound_moves_away(impacts: list[Take]) -> None:
