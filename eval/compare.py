@@ -126,7 +126,8 @@ def table(found: Comparison) -> Any:
     title = f"{found.candidate} minus {found.baseline}; p by sign flips over prompts, Holm-corrected"
     shown = Table(title=title, title_justify="left")
     for column in ("metric", "baseline", "candidate", "difference", "95 %", "prompts", "p", "d", "verdict"):
-        shown.add_column(column, justify="left" if column in ("metric", "verdict") else "right", overflow="fold")
+        words = column in ("metric", "verdict")  # cut into pieces they could not be read
+        shown.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=words)
     colours = {"better": "green", "worse": "red", "indistinguishable": "dim"}
     for name, d in found.differences.items():
         before, after = found.means[name]

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
 
 def bpe_files(folder: Path, end: str = "</w>") -> tuple[str, str]:
     """A byte-pair vocabulary of single characters, as CLIP's and RoBERTa's tokenizers read it."""
@@ -32,11 +34,10 @@ def clip(folder: Path) -> Path:
     torch.manual_seed(0)
     vocab, merges = bpe_files(folder / "bpe")
     tokenizer = CLIPTokenizer(vocab, merges, model_max_length=24)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
-        text_config={**size, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": 24},
-        vision_config={**size, "image_size": 32, "patch_size": 16},
+        text_config={**SMALL, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": 24},
+        vision_config={**SMALL, "image_size": 32, "patch_size": 16},
         projection_dim=8,
     )
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -58,15 +59,7 @@ def clap(folder: Path) -> Path:
         truncation="rand_trunc",
     )
     config = ClapConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 40,
-            "projection_dim": 8,
-        },
+        text_config={**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, "projection_dim": 8},
         audio_config={
             "spec_size": 64,
             "num_mel_bins": 32,
@@ -90,15 +83,7 @@ def ast(folder: Path) -> Path:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     torch.manual_seed(0)
-    config = ASTConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_length=128,
-        num_mel_bins=32,
-        num_labels=5,
-    )
+    config = ASTConfig(**SMALL, max_length=128, num_mel_bins=32, num_labels=5)
     model = ASTForAudioClassification(config)
     model.classifier.dense.weight.data.normal_()  # random sounds would all fall into one class
     return saved(folder, model, ASTFeatureExtractor(num_mel_bins=32, max_length=128))
@@ -108,15 +93,7 @@ def videomae(folder: Path) -> Path:
     from transformers import VideoMAEConfig, VideoMAEImageProcessor, VideoMAEModel
 
     torch.manual_seed(0)
-    config = VideoMAEConfig(
-        image_size=32,
-        patch_size=16,
-        num_frames=4,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
+    config = VideoMAEConfig(**SMALL, image_size=32, patch_size=16, num_frames=4)
     images = VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return saved(folder, VideoMAEModel(config), images)
 
@@ -134,30 +111,24 @@ def whisper(folder: Path) -> Path:
     torch.manual_seed(0)
     vocab, merges = bpe_files(folder / "bpe", end="")
     tokenizer = WhisperTokenizer(vocab, merges)
+    ends = tokenizer.eos_token_id
+    marks = {"decoder_start_token_id": ends, "eos_token_id": ends, "pad_token_id": ends}
+    sides = {
+        f"{side}_{name}": size
+        for side in ("encoder", "decoder")
+        for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
+    }
     config = WhisperConfig(
+        **marks,
+        **sides,
         vocab_size=len(tokenizer),
         num_mel_bins=16,
         d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
         max_target_positions=24,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.eos_token_id,
         suppress_tokens=None,
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        max_length=12,
-        decoder_start_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        return_timestamps=False,
-    )
+    model.generation_config = GenerationConfig(**marks, max_length=12, return_timestamps=False)
     return saved(folder, model, WhisperProcessor(WhisperFeatureExtractor(feature_size=16), tokenizer))
