@@ -50,7 +50,7 @@ class DemoConfig:
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
     seed: int = 0  # of prompts, noise and training
-    train: tuple[str, ...] = ()  # further keys of avgen train: [preference.anchor=0]
+    train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
 
     def __post_init__(self) -> None:
         for name in ("prompts", "held_out", "steps", "rounds"):
