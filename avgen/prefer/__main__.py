@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,18 @@ EXAMPLES = (
     "avgen sample model=runs/toybox prompts=prompts.jsonl samples=6 out=runs/candidates",
     "avgen eval suite=plain prompts=prompts.jsonl clips=runs/candidates 'metrics=[toybox]' out=runs/candidates_eval",
     "avgen prefer clips=runs/candidates results=runs/candidates_eval out=runs/pairs",
+    "avgen prefer label pairs=runs/pairs name=ann",
     "avgen train recipe=toybox_dpo data.pairs=runs/pairs",
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = command.configure(PreferConfig, "prefer", argv, "mine pairs of better and worse clips", EXAMPLES)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["label"]:
+        from avgen.prefer.label import main as label
+
+        return label(words[1:])
+    config = command.configure(PreferConfig, "prefer", words, "mine pairs of better and worse clips", EXAMPLES)
     from rich.console import Console
 
     from avgen.prefer.candidates import read_pool

@@ -1,0 +1,213 @@
+"""`avgen prefer label`: people say which clip of a pair is better, without knowing which is which.
+
+A page on this machine shows two clips, A on the left. Which of a pair's clips is A is drawn before anybody looks, as
+often one as the other, and stands in every answer. What people prefer becomes pairs that training reads.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from avgen import command
+from avgen.prefer.candidates import relative
+from avgen.prefer.pairs import PAIRS, Pair, read_pairs, write_pairs
+
+ANSWERS = "answers.jsonl"
+CHOICES = ("a", "b", "tie", "unsure")
+EXAMPLES = (
+    "avgen prefer label pairs=runs/pairs name=ann",
+    "avgen prefer label pairs=runs/pairs name=ann seed=1 port=8001",
+)
+PAGE = Path(__file__).with_name("label.html")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Pairs to be looked at, and by whom."""
+
+    pairs: Path  # folder that avgen prefer wrote, or its pairs.jsonl
+    name: str  # whose answers these are
+    out: Path = Path("runs/labels")  # folder of answers.jsonl and of the pairs.jsonl that follows from it
+    port: int = 8000  # of the page on this machine; 0: any that is free
+    seed: int = 0  # of the order of pairs, and of which clip is shown as A
+
+
+@dataclass(frozen=True)
+class Question:
+    """A pair as it is shown."""
+
+    number: int  # of the pair in its file
+    pair: Pair
+    winner_is_a: bool
+
+    def side(self, letter: str) -> str:
+        """The file shown as A or B."""
+        return (self.pair.winner if (letter == "a") == self.winner_is_a else self.pair.loser).file
+
+
+def questions(pairs: Sequence[Pair], seed: int) -> list[Question]:
+    """In an order that tells nothing; of every two of them one shows the metrics' winner as A."""
+    drawn = random.Random(seed)
+    order = list(range(len(pairs)))
+    drawn.shuffle(order)
+    sides = [side for _ in range(0, len(pairs), 2) for side in drawn.sample((True, False), 2)]
+    return [Question(number, pairs[number], side) for number, side in zip(order, sides, strict=False)]
+
+
+class Survey:
+    """The questions, and the answers so far; answering goes on where it stopped."""
+
+    def __init__(self, config: LabelConfig) -> None:
+        self.config, self.pairs = config, read_pairs(config.pairs)
+        self.folder = config.pairs if config.pairs.is_dir() else config.pairs.parent
+        self.questions = questions(self.pairs, config.seed)
+        config.out.mkdir(parents=True, exist_ok=True)
+        self.path = config.out / ANSWERS
+        self.answers = read_answers(self.path)
+
+    @property
+    def open(self) -> list[Question]:
+        done = {
+            (answer["prompt"], answer["files"])
+            for answer in map(_key, self.answers)
+            if answer["name"] == self.config.name
+        }
+        return [q for q in self.questions if (q.pair.prompt, _files(q)) not in done]
+
+    def answer(self, number: int, choice: str, seconds: float) -> None:
+        question = next((q for q in self.open if q.number == number), None)
+        if question is None or choice not in CHOICES:
+            raise ValueError(f"answer {choice!r} to pair {number}: no open question has it")
+        better = {"a": question.winner_is_a, "b": not question.winner_is_a}.get(choice)
+        line = {
+            "name": self.config.name,
+            "prompt": question.pair.prompt,
+            "a": question.side("a"),
+            "b": question.side("b"),
+            "winner_is_a": question.winner_is_a,
+            "choice": choice,
+            "agrees": better,
+            "seconds": round(seconds, 2),
+            "at": round(time.time()),
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.answers.append(line)
+        self.write_pairs()
+
+    def write_pairs(self) -> None:
+        """The pairs as people see them: where they prefer the metrics' loser, it wins."""
+        by_files = {_files(q): q.pair for q in self.questions}
+        found = []
+        for answer in self.answers:
+            pair = by_files.get(_key(answer)["files"])
+            if pair is not None and answer["agrees"] is not None:
+                winner, loser = (pair.winner, pair.loser) if answer["agrees"] else (pair.loser, pair.winner)
+                sides = [replace(s, file=relative(self.folder / s.file, self.config.out)) for s in (winner, loser)]
+                found.append(replace(pair, winner=sides[0], loser=sides[1], by=answer["name"], gaps={}))
+        if found:
+            write_pairs(self.config.out / PAIRS, found)
+
+    def report(self) -> str:
+        mine = [answer for answer in self.answers if answer["name"] == self.config.name]
+        decided = [answer for answer in mine if answer["agrees"] is not None]
+        if not decided:
+            return f"{len(mine)} answers, none of which prefers a clip"
+        agreed = sum(answer["agrees"] for answer in decided) / len(decided)
+        first = sum(answer["choice"] == "a" for answer in decided) / len(decided)
+        return (
+            f"{len(mine)} answers, {len(decided)} of which prefer a clip: {agreed:.0%} of those agree with the "
+            f"metrics, {first:.0%} chose A (half of what is shown as A is the metrics' winner)"
+        )
+
+
+def _files(question: Question) -> frozenset[str]:
+    return frozenset((question.side("a"), question.side("b")))
+
+
+def _key(answer: dict[str, Any]) -> dict[str, Any]:
+    return {**answer, "files": frozenset((answer["a"], answer["b"]))}
+
+
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """Whole lines; one that a kill cut short is not there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The page, the next question, the clips under names that say nothing, and answers."""
+
+    def __init__(self, survey: Survey, *args: Any) -> None:
+        self.survey = survey
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts == [""]:
+            self.send("text/html; charset=utf-8", PAGE.read_bytes())
+        elif parts == ["next"]:
+            left = self.survey.open
+            asked = {"number": left[0].number, "text": left[0].pair.text} if left else {"report": self.survey.report()}
+            self.send("application/json", json.dumps({"left": len(left), **asked}).encode())
+        elif len(parts) == 3 and parts[0] == "clip" and parts[2] in ("a", "b"):
+            found = [q for q in self.survey.questions if str(q.number) == parts[1]]
+            file = self.survey.folder / found[0].side(parts[2]) if found else Path()
+            if file.is_file():
+                self.send("video/mp4", file.read_bytes())
+            else:
+                self.send_error(404)
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        try:
+            self.survey.answer(int(said["number"]), str(said["choice"]), float(said["seconds"]))
+        except (ValueError, KeyError, TypeError) as error:
+            self.send_error(400, str(error)[:200])
+            return
+        self.send("application/json", b"{}")
+
+    def send(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: every answer is in the file."""
+
+
+def served(config: LabelConfig) -> tuple[ThreadingHTTPServer, Survey]:
+    survey = Survey(config)
+    return ThreadingHTTPServer(("127.0.0.1", config.port), partial(Handler, survey)), survey
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = "say which clip of each pair is better, without knowing which is which"
+    config = command.configure(LabelConfig, None, argv, about, EXAMPLES, "prefer label")
+    server, survey = served(config)
+    print(f"http://127.0.0.1:{server.server_address[1]}  {len(survey.open)} pairs to look at; Ctrl-C ends", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+    print(survey.report())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(command.run(main))

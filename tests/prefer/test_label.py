@@ -1,0 +1,96 @@
+"""The blind page: which clip is A is drawn evenly and told with every answer, and nobody can see which is which."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+
+import pytest
+
+from avgen.data.media import write_clip
+from avgen.prefer.label import LabelConfig, Survey, questions, served
+from avgen.prefer.pairs import ClipForm, Pair, Side, read_pairs, write_pairs
+from tests.browser import TIMEOUT_MS, page
+from tests.sample.factory import clip
+
+FORM = ClipForm(1.0, 8.0, 16, 16)
+
+
+def pairs_in(root, count=4):
+    root.mkdir()
+    write_clip(root / "upper.mp4", clip())
+    write_clip(root / "lower.mp4", clip())
+    hashes = {n: hashlib.sha256((root / f"{n}.mp4").read_bytes()).hexdigest() for n in ("upper", "lower")}
+    found = []
+    for i in range(count):
+        sides = []
+        for name, digest in hashes.items():
+            file = root / f"{name}_{i}.mp4"
+            file.write_bytes((root / f"{name}.mp4").read_bytes())
+            sides.append(Side(file.name, 0, digest))
+        found.append(Pair(f"p{i}", f"caption {i}", "t2av", FORM, *sides, ("video", "audio"), "metrics", {"x": 1.0}))
+    write_pairs(root / "pairs.jsonl", found)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_either_order_is_drawn_as_often(tmp_path, count):
+    pairs = pairs_in(tmp_path / "pairs", 1) * count
+    for seed in range(5):
+        asked = questions(pairs, seed)
+        assert sorted(q.number for q in asked) == list(range(count))
+        assert abs(sum(q.winner_is_a for q in asked) - count / 2) <= 0.5
+    drawn = [tuple(q.winner_is_a for q in questions(pairs, seed)) for seed in range(20)]
+    assert len(set(drawn)) > 1
+
+
+def test_answers_go_on_where_they_stopped_and_become_pairs(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    survey = Survey(config)
+    first, second, third, _ = survey.open
+    survey.answer(first.number, "a" if first.winner_is_a else "b", 1.0)
+    survey.answer(second.number, "b" if second.winner_is_a else "a", 1.0)
+    survey.answer(third.number, "tie", 1.0)
+    with pytest.raises(ValueError, match="no open question"):
+        survey.answer(first.number, "a", 1.0)
+    again = Survey(config)
+    assert len(again.open) == 1
+    assert "3 answers, 2 of which prefer a clip: 50% of those agree" in again.report()
+    labelled = {pair.prompt: pair for pair in read_pairs(tmp_path / "out")}
+    assert set(labelled) == {first.pair.prompt, second.pair.prompt}
+    assert "upper" in labelled[first.pair.prompt].winner.file
+    assert "lower" in labelled[second.pair.prompt].winner.file
+    assert all((tmp_path / "out" / s.file).is_file() for p in labelled.values() for s in (p.winner, p.loser))
+    assert {pair.by for pair in labelled.values()} == {"ann"}
+    assert len(Survey(LabelConfig(tmp_path / "pairs", "bob", tmp_path / "out")).open) == 4
+
+
+@pytest.mark.slow
+def test_a_person_answers_by_keys_and_by_clicks_and_sees_no_names(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    server, survey = served(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out", port=0))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with page(f"http://127.0.0.1:{server.server_address[1]}/") as shown:
+            for left, choose in ((4, "1"), (3, "3"), (2, None), (1, "4")):
+                shown.get_by_text(f"{left} left").wait_for()
+                shown.wait_for_function("() => document.getElementById('a').readyState >= 2", timeout=TIMEOUT_MS)
+                assert "upper" not in shown.content()
+                assert "lower" not in shown.content()
+                if choose:
+                    shown.keyboard.press(choose)
+                else:
+                    shown.get_by_text("B is better").click()
+            shown.get_by_text("4 answers, 2 of which prefer a clip").wait_for()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert [line["choice"] for line in lines] == ["a", "tie", "b", "unsure"]
+    for line, asked in zip(lines, survey.questions, strict=True):
+        assert line["winner_is_a"] == asked.winner_is_a == ("upper" in line["a"])
+        assert line["agrees"] == {"a": asked.winner_is_a, "b": not asked.winner_is_a}.get(line["choice"])
