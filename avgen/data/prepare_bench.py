@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ from avgen.data.prepare import REPORT, Place, PrepareConfig, prepare
 from avgen.data.windows import WindowRule, WindowShape
 from avgen.models.codec_files import CodecConfig, CodecFiles
 from avgen.types import Clip
+
+LATE = ("lance.file", "lance.fragment", "av.video.reformatter", "scipy.signal", "avgen.models.opening")
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def codecs_in(folder: Path, kind: str) -> CodecConfig:
 
 def work(config: PrepareConfig, place: Place, pinned: bool, start: Any, queue: Any) -> None:
     """One process's share, from when all are ready: when it began and ended, its CPU seconds and its exit code."""
-    import lance  # noqa: F401  # what `prepare` imports late is not what is timed
-
+    for module in LATE:  # what `prepare` imports when it first needs it is not what is timed
+        import_module(module)
     if pinned:
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[place.rank % len(allowed)]})
