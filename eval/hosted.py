@@ -55,13 +55,28 @@ def loaded(kind: str, place: str, device: str, group: str, options: tuple[tuple[
     if not hasattr(transformers, kind):
         raise Skipped(f"transformers {transformers.__version__} has no {kind}: install a newer one")
     try:
-        made = getattr(transformers, kind).from_pretrained(place, **dict(options))
+        made = mended(getattr(transformers, kind)).from_pretrained(place, **dict(options))
     except (OSError, ImportError) as error:
         said = " ".join(str(error).split())[:200]
         raise Skipped(
             f"{kind} of {place!r} cannot be loaded; give weights.{group}=FOLDER, or fetch it: {said}"
         ) from error
     return made.to(device).eval() if isinstance(made, torch.nn.Module) else made
+
+
+def mended(kind: Any) -> Any:
+    """transformers 5.23 looks every tied tensor of PE-AV up among the parameters, where one is a buffer, and fails."""
+    if kind.__name__ != "PeAudioVideoModel":
+        return kind
+
+    class Mended(kind):
+        def get_parameter(self, target: str) -> torch.Tensor:
+            try:
+                return super().get_parameter(target)
+            except AttributeError:
+                return self.get_buffer(target)
+
+    return Mended
 
 
 @lru_cache(maxsize=32)

@@ -58,6 +58,28 @@ def test_text_similarities_are_cosines_that_know_the_text(name: str, weights: di
     assert measure(of, take_of(1)).value != first.value
 
 
+@pytest.mark.parametrize("name", ["text_video", "text_audio", "audio_video", "javis_score", "avh_score"])
+def test_one_space_of_text_picture_and_sound(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each is a cosine, and moves with each of the two that it compares."""
+    pytest.importorskip("timm")
+    folder = tmp_path_factory.getbasetemp() / "pe_av"
+    of = metric(f"pe_av.{name}", {"pe_av": str(folder if folder.exists() else tiny.pe_av(folder))})
+    found = measure(of, take_of(0))
+    assert found.status == "ok", found.reason
+    assert found.value is not None
+    assert abs(found.value) <= 1 + 1e-6
+    assert measure(of, take_of(0)).value == found.value
+    clip, other = TOYBOX[0].clip, TOYBOX[1].clip
+    changed = {
+        "text": take_of(0, "a blue lamp flashes."),
+        "video": Take(Prompt("0", "a red ball bounces."), clip=replace(clip, video=other.video)),
+        "audio": Take(Prompt("0", "a red ball bounces."), clip=replace(clip, audio=other.audio)),
+    }
+    sides = ("video", "audio") if name.endswith("score") else name.split("_")
+    for what, take in changed.items():
+        assert (measure(of, take).value != found.value) == (what in sides), what
+
+
 @pytest.mark.parametrize("name", ["clip.text_video", "clap.text_audio"])
 def test_the_end_of_a_long_prompt_is_read(name: str, weights: dict[str, str]) -> None:
     of = metric(name, weights)
