@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,6 +20,11 @@ from avgen.train.trackers import METRICS, Journal, Screen, check_installed, read
 from tests.train.test_train import Clips, config, quiet
 
 
+def next_second():
+    """TensorBoard reads files in the order of their names, in which a second decides, and within it a counter as text."""
+    time.sleep(1.1)
+
+
 def events(folder):
     """Per tag, its values by step, as TensorBoard shows them."""
     read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
@@ -29,8 +35,10 @@ def events(folder):
 def test_tensorboard_has_what_the_file_has_also_after_a_resume(tmp_path):
     settings = config(tmp_path, tracking=TrackingConfig())
     train(replace(settings, steps=4), Clips(), Clips(), quiet())
+    next_second()
     with Journal(settings, Accelerator(), 4).open() as late:
         late.write(5, {"loss/video": 1e6})  # a step whose checkpoint was never written
+    next_second()
     train(settings, Clips(), Clips(), quiet())
     shown, lines = events(tmp_path), read_metrics(tmp_path / METRICS)
     for name in ("loss/video", "loss/audio/v2a", "gradient_norm/bridge", "lr", "held_out/t2av/video"):
