@@ -21,7 +21,7 @@ from tests.train.test_train import Clips, config, quiet
 
 
 def next_second():
-    """TensorBoard reads files in the order of their names, in which a second decides, and within it a counter as text."""
+    """TensorBoard reads files in the order of their names: by the second, and within it by a counter read as text."""
     time.sleep(1.1)
 
 
