@@ -58,12 +58,18 @@ def test_text_similarities_are_cosines_that_know_the_text(name: str, weights: di
     assert measure(of, take_of(1)).value != first.value
 
 
-@pytest.mark.parametrize("name", ["text_video", "text_audio", "audio_video", "javis_score", "avh_score"])
-def test_one_space_of_text_picture_and_sound(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Each is a cosine, and moves with each of the two that it compares."""
-    pytest.importorskip("timm")
-    folder = tmp_path_factory.getbasetemp() / "pe_av"
-    of = metric(f"pe_av.{name}", {"pe_av": str(folder if folder.exists() else tiny.pe_av(folder))})
+JOINT = [f"pe_av.{name}" for name in ("text_video", "text_audio", "audio_video", "javis_score", "avh_score")]
+
+
+@pytest.mark.parametrize("name", [*JOINT, "judge.audio_video", "judge.audio_text", "judge.video_text"])
+def test_what_hears_and_sees_moves_with_each_of_the_two_it_compares(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    group, _, name = name.partition(".")
+    if group == "pe_av":
+        pytest.importorskip("timm")
+    folder = tmp_path_factory.getbasetemp() / group
+    of = metric(f"{group}.{name}", {group: str(folder if folder.exists() else getattr(tiny, group)(folder))})
     found = measure(of, take_of(0))
     assert found.status == "ok", found.reason
     assert found.value is not None

@@ -138,11 +138,86 @@ def pe_av(folder: Path) -> Path:
     )
     images = PeVideoVideoProcessor(size={"height": 32, "width": 32})
     sound = PeAudioFeatureExtractor(sampling_rate=16_000, hop_length=40)
-    model = PeAudioVideoModel(config)
+    return saved(folder, loud(PeAudioVideoModel(config)), images, sound, tokenizer)
+
+
+def loud(model: torch.nn.Module) -> torch.nn.Module:
+    """With larger weights: to a freshly made large model all sounds are alike but for the last bit."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data.normal_(std=0.3)  # freshly made, all sounds would be alike but for the last bit
-    return saved(folder, model, images, sound, tokenizer)
+            parameter.data.normal_(std=0.3)
+    return model
+
+
+def judge(folder: Path) -> Path:
+    from transformers import (
+        Qwen2_5OmniProcessor,
+        Qwen2_5OmniThinkerConfig,
+        Qwen2_5OmniThinkerForConditionalGeneration,
+        Qwen2Tokenizer,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    torch.manual_seed(0)
+    vocab, merges = bpe_files(folder / "bpe", end="")
+    words = {"image": "IMAGE", "audio": "AUDIO", "video": "VIDEO"} | {
+        f"{sense}_{end}": f"{sense}_{end}" for sense in ("vision", "audio") for end in ("bos", "eos")
+    }
+    tokenizer = Qwen2Tokenizer(
+        vocab,
+        merges,
+        extra_special_tokens={f"{name}_token": f"<|{word}|>" for name, word in words.items()},
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
+    )
+    number = {name: tokenizer.convert_tokens_to_ids(f"<|{word}|>") for name, word in words.items()}
+    cut = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 1024}
+    shown = "<|vision_bos|><|VIDEO|><|vision_eos|>"
+    played = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    template = (
+        "{% for turn in messages %}{% for part in turn['content'] %}"
+        "{% if part['type'] == 'video' %}" + shown + "{% elif part['type'] == 'audio' %}" + played + "{% else %}"
+        "{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+    )
+    processor = Qwen2_5OmniProcessor(
+        image_processor=Qwen2VLImageProcessor(**cut),
+        video_processor=Qwen2VLVideoProcessor(**cut),
+        feature_extractor=WhisperFeatureExtractor(feature_size=16),
+        tokenizer=tokenizer,
+        chat_template=template,
+    )
+    turns = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config={
+            "d_model": 16,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 16,
+            "num_mel_bins": 16,
+            "output_dim": 16,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 16,
+            "patch_size": 4,
+            "out_hidden_size": 16,
+            "window_size": 16,
+            "fullatt_block_indexes": [0],
+        },
+        text_config={**SMALL, "num_key_value_heads": 1, "vocab_size": len(tokenizer), "rope_parameters": turns},
+        **{f"{m}_token_{kind}": number[m] for m in ("audio", "image", "video") for kind in ("id", "index")},
+        audio_start_token_id=number["audio_bos"],
+        audio_end_token_id=number["audio_eos"],
+        vision_start_token_id=number["vision_bos"],
+        vision_end_token_id=number["vision_eos"],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return saved(folder, loud(Qwen2_5OmniThinkerForConditionalGeneration(config)), processor)
 
 
 def whisper(folder: Path) -> Path:
