@@ -15,10 +15,8 @@ from avgen.data.buckets import Bucket, Schedule, Shape, grouped, uniform_of
 from avgen.data.stream import At
 from avgen.data.toybox import Toybox, ToyClip
 from avgen.models.codecs import AudioCodec, VideoCodec
-from avgen.models.text import bytes_of
+from avgen.models.text import CAPTION_MULTIPLE, bytes_of
 from avgen.types import Batch, stack_batches
-
-CAPTION_MULTIPLE = 96  # bytes: what is said of one actor fits in, so compiled code meets one shape, of two actors two
 
 Lack = Literal["nothing", "sound", "picture", "tail"]
 

@@ -16,10 +16,9 @@ from rich.console import Console
 from avgen.config import fingerprint
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
-from avgen.demo.learned import QUICK_STEPS, Unfinished
+from avgen.demo.learned import BATCH, QUICK_STEPS, Unfinished
 from avgen.train.config import TrainConfig
 
-BATCH = 20  # clips made at once
 METRICS = "metrics=[sync,picture,loudness]"  # beside toybench's own
 WRITTEN = ("toybox.sync", "toybox.kind", "toybox.colour", "toybox.count")  # what the demo's table repeats
 

@@ -70,6 +70,11 @@ class ByteText:
         return bytes_of(captions, self.max_length)
 
 
+# Bytes that sources pad captions to, so that compiled code meets few shapes: what the toybox says of one actor fits in
+# one, of two actors in two.
+CAPTION_MULTIPLE = 96
+
+
 def bytes_of(captions: Sequence[str], max_length: int, multiple: int = 1) -> Text:
     """Captions as UTF-8 bytes for the embedded encoder: (B, L) int64, L <= max_length.
 

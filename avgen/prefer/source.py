@@ -14,14 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from avgen.data.buckets import Shape
 from avgen.data.stream import At, Order
-from avgen.models.text import bytes_of
+from avgen.models.text import CAPTION_MULTIPLE, bytes_of
 from avgen.prefer.pairs import Pair, Side
 from avgen.sample.inputs import Form, read_picture, read_sound
 from avgen.sample.pipeline import AVPipeline
 from avgen.tasks import NAMED, assign
 from avgen.types import AudioGeometry, Batch, Stream, Text, VideoGeometry, stack_batches
-
-CAPTION_MULTIPLE = 96  # bytes, as of other sources: compiled code meets few shapes
 
 
 @dataclass(frozen=True)

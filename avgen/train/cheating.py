@@ -17,13 +17,11 @@ import torch
 from avgen.data.stream import Source
 from avgen.models.dit import AVTransformer
 from avgen.rng import gaussian
-from avgen.sample.guidance import Guidance, ModalityGuidance
-from avgen.sample.loop import generate
 from avgen.train.config import CheatingConfig
 from avgen.train.metrics import rounded
 from avgen.train.preference import Preference
 from avgen.train.run import Run
-from avgen.train.samples import Codecs, clip_of
+from avgen.train.samples import Codecs, clip_of, generated
 from avgen.types import Clip
 
 WINDOW_S = 0.02  # of the sound's envelope
@@ -158,11 +156,7 @@ class Watch:
             ).to(device)
             for m, s in batch.streams.items()
         }
-        pushed = ModalityGuidance(text=config.samples.text)
-        with config.autocast(device):
-            made = generate(
-                *(model, batch, noise, config.samples.solver, Guidance(pushed, pushed)), predict=config.flow.predict
-            )
+        made = generated(model, batch, noise, config)
         assert self.codecs is not None
         clips = [clip_of(batch, made, row, self.codecs) for row in range(batch.size)]
         return Traits.of([clips[TWINS * i : TWINS * (i + 1)] for i in prompts])

@@ -19,11 +19,13 @@ from avgen.data.contact_sheet import stacked, strip
 from avgen.data.media import write_clip
 from avgen.data.stream import Source
 from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.dit import AVTransformer
 from avgen.models.text import captions_of
 from avgen.rng import gaussian
 from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.loop import generate
 from avgen.tasks import assign, shown
+from avgen.train.config import TrainConfig
 from avgen.train.run import Run
 from avgen.train.validate import shared
 from avgen.types import Batch, Clip, Stream
@@ -77,12 +79,17 @@ def made_of(run: Run, held_out: Source, codecs: Codecs, wanted: list[tuple[str, 
         m: torch.stack([gaussian(s.x.shape[1:], config.seed, f"{m} sample", place) for _, place in wanted]).to(device)
         for m, s in batch.streams.items()
     }
-    pushed = ModalityGuidance(text=config.samples.text)
-    with config.autocast(device):
-        made = generate(
-            *(run.model, batch, noise, config.samples.solver, Guidance(pushed, pushed)), predict=config.flow.predict
-        )
+    made = generated(run.model, batch, noise, config)
     return [(clip_of(batch, made, row, codecs), caption) for row, caption in enumerate(captions)]
+
+
+def generated(model: AVTransformer, batch: Batch, noise: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:
+    """Tokens, as a run's samples are made."""
+    pushed = ModalityGuidance(text=config.samples.text)
+    with config.autocast(batch.video_text.x.device):
+        return generate(
+            *(model, batch, noise, config.samples.solver, Guidance(pushed, pushed)), predict=config.flow.predict
+        )
 
 
 @torch.no_grad()
