@@ -67,8 +67,7 @@ def read_frames(
             if current.is_corrupt:
                 raise source.error(f"the picture at {float(source.time(stream, last)):.3f} s is damaged")
             if out is None:
-                size = renderer.size_of(current, stream.sample_aspect_ratio)
-                out = np.empty((instants.count, *size, 3), np.uint8)
+                out = renderer.canvas(instants.count, renderer.size_of(current, stream.sample_aspect_ratio))
             if filled == first:
                 renderer.paint(current, stream.sample_aspect_ratio, into=out[filled])
             else:

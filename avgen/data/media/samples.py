@@ -24,9 +24,9 @@ HOLE_S = Fraction(2, 1000)
 class Piece:
     """One decoded frame of sound."""
 
-    at: Fraction  # seconds on the clock, as the container rounds it
+    at: int  # ticks of the stream, as the container rounds its time
     wave: np.ndarray  # (channels, S)
-    stated: int  # samples that the container says it lasts; 0 = it does not say
+    stated: int  # ticks that the container says it lasts; 0 = it does not say
 
 
 @dataclass(frozen=True)
@@ -73,26 +73,26 @@ def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | 
     import av
 
     packets = _packets_before(source, start)
-    stream = source.audio
+    stream, own_rate = source.audio, source.sample_rate_hz
+    last = None if end is None else source.ticks(stream, end + HOLE_S)
     for packet in packets:
         counter.packets += 1
-        at = None if packet.pts is None else source.time(stream, packet.pts)
-        if end is not None and at is not None and at > end + HOLE_S:
+        if last is not None and packet.pts is not None and packet.pts > last:
             return
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
+            at = None if packet.pts is None else source.time(stream, packet.pts)
             if at is not None and at < start - PREROLL_S / 2:
                 continue  # a decoder dropped into the middle may complain before it has caught up
             raise source.error(f"the sound is damaged near {float(at or 0):.3f} s: {error.strerror}") from error
         for frame in frames:
             counter.frames += 1
-            if frame.sample_rate != source.sample_rate_hz:
-                raise source.error(f"changes its sample rate from {source.sample_rate_hz} to {frame.sample_rate} Hz")
+            if frame.sample_rate != own_rate:
+                raise source.error(f"changes its sample rate from {own_rate} to {frame.sample_rate} Hz")
             if frame.pts is None:
                 raise source.error("has sound without timestamps")
-            stated = round((packet.duration or 0) * stream.time_base * source.sample_rate_hz)
-            yield Piece(source.time(stream, frame.pts), to_float(frame), stated)
+            yield Piece(frame.pts, to_float(frame), packet.duration or 0)
 
 
 def _packets_before(source: Source, start: Fraction) -> Iterator[Any]:
@@ -125,15 +125,16 @@ def _placed(source: Source, pieces: list[Piece]) -> list[Stretch]:
     Counting samples is exact where the container's own times are rounded, so times only anchor each stretch.
     """
     own_rate = source.sample_rate_hz
-    hole = max(HOLE_S, 2 * source.audio.time_base)
+    per_tick, per_sample = _units(source)
+    hole = max(HOLE_S, 2 * source.audio.time_base) * own_rate * per_sample
     runs: list[list[Piece]] = []
-    expected = Fraction(0)
+    expected = 0
     for piece in pieces:
-        if not runs or abs(piece.at - expected) > hole:
+        if not runs or abs(piece.at * per_tick - expected) > hole:
             runs.append([])
-            expected = piece.at
+            expected = piece.at * per_tick
         runs[-1].append(piece)
-        expected += Fraction(piece.wave.shape[-1], own_rate)
+        expected += piece.wave.shape[-1] * per_sample
     opens, closes = source.shown(source.audio)
     low = ceil(opens * own_rate - Fraction(1, 2))
     stretches = []
@@ -146,6 +147,12 @@ def _placed(source: Source, pieces: list[Piece]) -> list[Stretch]:
     return stretches
 
 
+def _units(source: Source) -> tuple[int, int]:
+    """A tick and a sample in a unit of which both are whole numbers: dozens of frames a second pass here."""
+    tick = source.audio.time_base * source.sample_rate_hz
+    return tick.numerator, tick.denominator
+
+
 def _anchor(source: Source, run: list[Piece]) -> int:
     """Where a run of frames starts, in samples: the median over what each of them says."""
     own_rate = source.sample_rate_hz
@@ -153,9 +160,10 @@ def _anchor(source: Source, run: list[Piece]) -> int:
     offsets = [0, *accumulate(sizes)][:-1]
     usual = max(set(sizes), key=sizes.count)
     full = [i for i, size in enumerate(sizes) if size == usual]  # a trimmed frame's time is the most rounded
-    votes = sorted(run[i].at * own_rate - offsets[i] for i in full)
-    anchor = votes[len(votes) // 2]
-    tick = source.audio.time_base * own_rate
+    per_tick, per_sample = _units(source)
+    votes = sorted(run[i].at * per_tick - offsets[i] * per_sample for i in full)
+    anchor = source.time(source.audio, 0) * own_rate + Fraction(votes[len(votes) // 2], per_sample)
+    tick = Fraction(per_tick, per_sample)
     if tick > 2 and len(full) >= len(sizes) - 2:
         # Coarse times, constant frames: the stream's own frame grid says where they were before rounding, and
         # says the same to every window. The codec's delay is what the container took off the first frame.
@@ -175,8 +183,9 @@ def _joined(source: Source, run: list[Piece]) -> np.ndarray:
         raise source.error("changes its number of channels midway")
     last = run[-1]
     length = last.wave.shape[-1]
-    if source.audio.time_base * source.sample_rate_hz <= 1 and 0 < last.stated < length:
-        length = last.stated
+    tick = source.audio.time_base * source.sample_rate_hz
+    if tick <= 1 and 0 < (stated := round(last.stated * tick)) < length:
+        length = stated
     return np.concatenate([*(piece.wave for piece in run[:-1]), last.wave[:, :length]], axis=1)
 
 
