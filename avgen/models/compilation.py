@@ -14,24 +14,36 @@ if TYPE_CHECKING:
     from avgen.models.dit import AVTransformer
 
 
+# What inductor tells the C++ compiler of contraction, and beside it a flag that inductor has no key for. GCC 12 tuned
+# for Sapphire Rapids joins the stores of inductor's transposed bfloat16 tiles wrongly: every fourth row is never
+# written and holds whatever was on the stack. Inductor writes vectors itself, so nothing is lost.
+CONTRACTION = "off -fno-tree-slp-vectorize"
+
+
 def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     """Compile each kind of layer once per shape, blocks and those of the captions; equal ones share the code.
 
     Past its limit torch would run new shapes uncompiled without a word, so the limit is kept here, where
     the error can say what to change.
     """
-    from torch._inductor import config as inductor  # takes seconds, and only compiling needs it
-
+    tune_inductor()
     # a block with and one without a bridge, each with and without gradients
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * max_shapes)
-    # of the CPU's two tanh the one by way of exp takes half the time; GELU adds 1 to it, so its rounding near 0 is lost
-    inductor.cpp.use_decompose_tanh = True
     for layer in (*model.blocks, *model.captions.layers):
         layer.compile(fullgraph=True, dynamic=False)
     for tower in model.towers.values():
         tower.text_embed.compile(fullgraph=True, dynamic=False)
         tower.out = torch.compile(tower.out, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
     model.register_forward_pre_hook(ShapeBudget(max_shapes))
+
+
+def tune_inductor() -> None:
+    """What torch's code generator for CPUs has to be told; on GPUs it changes nothing."""
+    from torch._inductor import config as inductor  # takes seconds, and only compiling needs it
+
+    # of the CPU's two tanh the one by way of exp takes half the time; GELU adds 1 to it, so its rounding near 0 is lost
+    inductor.cpp.use_decompose_tanh = True
+    inductor.cpp.enable_floating_point_contract_flag = CONTRACTION
 
 
 class ShapeBudget:
