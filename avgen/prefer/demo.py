@@ -1,230 +1,204 @@
 """`python -m avgen.prefer.demo`: does training on mined pairs make a trained toybox model better, and than what?
 
-Sample, score, mine and train are the commands that anybody runs, each as a process of its own, each going on where it
-was stopped. Then clips of held-out prompts are compared prompt by prompt: after against before, and against the same
-adapters trained for the same time on clips alone.
+Each repetition (`seeds`) samples candidates, scores, mines and trains, trains the same adapters on clips of the world
+for as long, and compares both with the model they began from, prompt by prompt, on held-out prompts. `ablations` are
+further arms of the first repetition. It goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avgen import __version__, command
-from avgen.config import to_plain
+from avgen.config import load, to_plain
+from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
 
-EXAMPLES = ("python -m avgen.prefer.demo model=runs/toybox", "python -m avgen.prefer.demo mode=sum steps=200 rounds=2")
-METRICS = "[toybox,picture,loudness]"
-# what must not get worse while the reward rises; the first four are in it
-FIGURES = (
-    "toybox.sync",
-    "toybox.kind",
-    "toybox.colour",
-    "toybox.count",
-    "toybox.size",
-    "picture.sharpness",
-    "picture.motion_per_s",
-    "loudness.integrated_lufs",
+EXAMPLES = (
+    "python -m avgen.prefer.demo model=runs/toybox",
+    "python -m avgen.prefer.demo 'seeds=[0,1,2]'",
+    "python -m avgen.prefer.demo 'ablations=[sum,modality,weak,strong,no_anchor]'",
 )
-VARIETY = "variety"
-LEARNED_PASSES = 4 / 3  # a step on pairs runs forward once more than one on clips, whose backward pass costs two
+BEFORE = "before"
+ABLATIONS = ("sum", "modality", "weak", "strong", "no_anchor")
+STRENGTH = 4.0  # what the betas of weak and strong are divided and multiplied by
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """How much is sampled and trained."""
 
-    model: Path = Path("runs/toybox")  # the training run to improve
-    out: Path = Path("runs/demo_dpo")  # everything made, and figures.json
-    prompts: int = 160  # that candidates are made of, in each round
-    candidates: int = 5  # clips of each
-    held_out: int = 120  # prompts to compare by
+    model: Path | None = None  # the training run to improve; null: the one of `make demo`, in runs/demo
+    out: Path = Path("runs/demo_dpo")  # everything made, figures.json and gains.png
+    seeds: tuple[int, ...] = (0,)  # a repetition each: of prompts, noise and training
+    prompts: int = 200  # that candidates are made of, in each round
+    candidates: int = 6  # clips of each
+    per_prompt: int = 2  # most pairs of each
+    held_out: int = 150  # prompts to compare by
     mode: str = "all"  # as in avgen prefer
-    steps: int = 120  # of training, in each round
+    steps: int = 300  # of training, in each round
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
-    seed: int = 0  # of prompts, noise and training
+    ablations: tuple[str, ...] = ()  # of sum, modality, weak, strong (betas / 4, x 4) and no_anchor
     train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
+    processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "held_out", "steps", "rounds"):
+        for name in ("prompts", "held_out", "steps", "rounds", "per_prompt"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.candidates < 2:
             raise ValueError(f"candidates={self.candidates} must be at least 2: a pair has two clips")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)} must name at least one repetition, and none twice")
+        if wrong := [name for name in self.ablations if name not in ABLATIONS]:
+            raise ValueError(f"ablations={wrong} are unknown: choose from {', '.join(ABLATIONS)}")
+
+    @property
+    def size(self) -> Size:
+        return Size(**{name: getattr(self, name) for name in Size.__dataclass_fields__})
 
 
-@dataclass(frozen=True)
-class Folders:
-    """What a stage of the demonstration leaves."""
+def ablated(name: str, train: Sequence[str]) -> Arm:
+    """The recipe with one thing changed."""
+    from avgen.train.config import TrainConfig
 
-    config: DemoConfig
-
-    def round(self, number: int, what: str) -> Path:
-        return self.config.out / f"round_{number}" / what
-
-    def prompts(self, name: str) -> Path:
-        return self.config.out / f"{name}.jsonl"
-
-    def clips(self, name: str) -> Path:
-        return self.config.out / "held_out" / name
-
-    def scores(self, name: str) -> Path:
-        return self.config.out / "held_out" / f"{name}_scores"
-
-
-def avgen(verb: str, *words: str) -> float:
-    """One command; the seconds it took."""
-    said = [verb, *words]
-    print(f"\navgen {' '.join(said)}", flush=True)
-    began = time.perf_counter()
-    code = subprocess.run([sys.executable, "-m", "avgen", *said], check=False).returncode
-    if code:
-        raise ValueError(f"avgen {verb} ended with exit code {code}: see above; the same command goes on from there")
-    return time.perf_counter() - began
-
-
-def write_prompts(path: Path, split: str, seed: int, count: int) -> None:
-    """Distinct captions of single actors."""
-    from avgen.data.toybox import Toybox, ToyboxConfig
-
-    world, texts = Toybox(ToyboxConfig(scenes=("single",)), split, seed), dict[str, None]()  # type: ignore[arg-type]
-    for index in range(100 * count):
-        texts[world[index].caption] = None
-        if len(texts) == count:
-            break
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"id": f"{split}_{i:04d}", "prompt": text}) for i, text in enumerate(texts)]
-    path.write_text("".join(line + "\n" for line in lines))
-
-
-def sample_and_score(config: DemoConfig, model: Path, prompts: Path, clips: Path, scores: Path, seeds: int) -> float:
-    how = (f"samples={seeds}", f"seed={config.seed * 1000}", f"solver.steps={config.solver_steps}", "batch=20")
-    spent = avgen("sample", f"model={model}", f"prompts={prompts}", f"out={clips}", *how, "precision=bf16")
-    fast = ("nulls=false", "ceiling=false", "resamples=100")
-    asked = ("suite=plain", f"prompts={prompts}", f"clips={clips}", f"metrics={METRICS}", f"out={scores}")
-    return spent + avgen("eval", *asked, *fast)
-
-
-def improve(config: DemoConfig, folders: Folders) -> tuple[Path, dict[str, float]]:
-    """The rounds; the last one's run, and the seconds of each stage."""
-    spent = {"candidates": 0.0, "training": 0.0}
-    model, start = config.model, config.model / "model"
-    for number in range(1, config.rounds + 1):
-        clips, scores, pairs, run = (folders.round(number, what) for what in ("clips", "scores", "pairs", "run"))
-        prompts = folders.prompts(f"train_{number}")
-        write_prompts(prompts, "train", 1000 * config.seed + number, config.prompts)
-        spent["candidates"] += sample_and_score(config, model, prompts, clips, scores, config.candidates)
-        avgen("prefer", f"clips={clips}", f"results={scores}", f"out={pairs}", f"mode={config.mode}")
-        spent["training"] += avgen(
-            *("train", "recipe=toybox_dpo", f"start={start}", f"data.pairs={pairs}", f"data.pipeline={config.model}"),
-            *(f"out={run}", f"steps={config.steps}", f"seed={config.seed}", "tracking.to=[]", *config.train),
+    taught = load(TrainConfig, "train", ["recipe=toybox_dpo", *train]).preference
+    assert taught is not None
+    if name in ("weak", "strong"):
+        by = STRENGTH if name == "strong" else 1 / STRENGTH
+        return Arm(
+            (f"preference.beta_video={by * taught.beta_video}", f"preference.beta_audio={by * taught.beta_audio}")
         )
-        model, start = run, folders.round(number, "model")
-        if number < config.rounds:
-            fold(run, start)
-    return model, spent
+    return Arm(("preference.anchor=0",)) if name == "no_anchor" else Arm(mode=name)
 
 
-def fold(run: Path, into: Path) -> None:
-    """A run's adapters in its weights, for the next round to start from."""
-    from avgen.sample.folder import open_pipeline
-
-    if not into.exists():
-        open_pipeline(run).model.save_pretrained(into)
-
-
-def continue_on_clips(config: DemoConfig, run: Path) -> float:
-    """The same adapters, rate and time, on clips of the world."""
-    steps = round(LEARNED_PASSES * config.steps * config.rounds)
-    same = ("lora.rank=16", "optimizer.kind=adamw", "optimizer.lr=2e-4", "optimizer.warmup_steps=20")
-    fair = ("optimizer.schedule=constant", "precision=fp32", "ema_decay=0.95", "compile=false", "samples.every=0")
-    return avgen(
-        *("train", "recipe=toybox", f"start={config.model / 'model'}", f"out={run}", f"steps={steps}", *same, *fair),
-        *("tasks={t2av:1}", f"seed={config.seed}", "tracking.to=[]"),
-    )
+def trained(asked: Path | None, demo: Path = Path("runs/demo")) -> Path:
+    """The run to improve."""
+    if asked is not None:
+        return asked
+    done = [path.parent for path in demo.glob("model/*/demo.json") if json.loads(path.read_text())["done"]]
+    if not done:
+        raise ValueError(f"model is null and {demo} holds no finished model: run `make demo` first, or give model=")
+    return max(done, key=lambda run: (run / "demo.json").stat().st_mtime)
 
 
-def values_of(clips: Path, scores: Path) -> dict[str, dict[str, float]]:
-    """Metric -> prompt -> mean over its clips."""
-    from avgen.data.media import read_clip
-    from avgen.train.cheating import difference
+def processes(asked: int | None) -> int:
+    from avgen.sample.exam import MOST_PROCESSES, cores
 
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in (*FIGURES, VARIETY)}
-    files: dict[str, list[Path]] = {}
-    for line in map(json.loads, (scores / "results.jsonl").read_text().splitlines()):
-        files.setdefault(line["prompt"], []).append(scores / line["file"])
-        for name in FIGURES:
-            cell = line["results"][name]
-            if cell["status"] == "ok":
-                found[name].setdefault(line["prompt"], []).append(cell["value"])
-    for prompt, (one, other, *_) in files.items():
-        found[VARIETY][prompt] = [difference(read_clip(one).clip, read_clip(other).clip)]
-    return {name: {p: sum(v) / len(v) for p, v in prompts.items()} for name, prompts in found.items()}
+    if asked is not None:
+        return asked
+    import torch
 
-
-def compared(
-    one: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]], seed: int
-) -> dict[str, Any]:
-    """One less the other, by the prompts that both have, with the interval that 95 % of resampled prompts give."""
-    from avgen.sample.judge import difference
-
-    found = {}
-    for name in one:
-        both = sorted(one[name].keys() & other[name].keys())
-        ours, theirs = ([(side[name][prompt], 1.0) for prompt in both] for side in (one, other))
-        found[name] = asdict(difference(ours, theirs, seed)) if both else None
-    return found
+    return 1 if torch.accelerator.is_available() else min(cores(), MOST_PROCESSES)
 
 
 def main(argv: list[str] | None = None) -> int:
     config = command.configure(DemoConfig, None, argv, "does preference training help? With figures", EXAMPLES, "demo")
-    folders = Folders(config)
-    held_out = folders.prompts("held_out")
-    write_prompts(held_out, "test", 1000 + config.seed, config.held_out)
-    run, spent = improve(config, folders)
-    spent["on clips"] = continue_on_clips(config, config.out / "on_clips")
-    values = {}
-    for name, model in (("before", config.model), ("after", run), ("on_clips", config.out / "on_clips")):
-        took = sample_and_score(config, model, held_out, folders.clips(name), folders.scores(name), seeds=2)
-        spent["held out"] = spent.get("held out", 0.0) + took
-        values[name] = values_of(folders.clips(name), folders.scores(name))
-    said = {
-        "schema": 1,
+    model, count = trained(config.model), processes(config.processes)
+    values: dict[str, list[Values]] = {}  # by arm, one per repetition
+    spent: dict[str, list[float]] = {}
+    mined: list[int] = []
+    for place, seed in enumerate(config.seeds):
+        trial = Trial(model, config.out / f"seed_{seed}", seed, config.size, count)
+        values.setdefault(BEFORE, []).append(trial.judged(BEFORE, model))
+        arms = dict(ARMS)
+        if place == 0:
+            arms |= {name: ablated(name, config.train) for name in config.ablations}
+        for name, arm in arms.items():
+            run, seconds = trial.improved(name, arm)
+            values.setdefault(name, []).append(trial.judged(name, run))
+            spent.setdefault(name, []).append(round(seconds, 1))
+        mined.append(json.loads((trial.out / PAIRS / "pairs_1" / "mined.json").read_text())["pairs"])
+        # after every repetition: what is there may be looked at
+        said = found(config, values, spent, mined)
+        (config.out / "figures.json").write_text(json.dumps(said, indent=1) + "\n")
+    show(said)
+    print(f"figures.json and {drawn(said, config.out)} are in {config.out}")
+    return 0
+
+
+def found(
+    config: DemoConfig, values: Mapping[str, Sequence[Values]], spent: Mapping[str, list[float]], mined: list[int]
+) -> dict[str, Any]:
+    """What figures.json holds."""
+    arms = {}
+    for name, each in values.items():
+        if name == BEFORE:
+            continue
+        before, clips = (values[other][: len(each)] for other in (BEFORE, CLIPS))
+        arms[name] = {
+            "means": [means(v) for v in each],
+            "gain": gains(each, before),
+            "gain_of_each_seed": [gains([a], [b]) for a, b in zip(each, before, strict=True)],
+            "over_clips": None if name == CLIPS or len(clips) < len(each) else gains(each, clips),
+            "seconds": spent[name],
+        }
+    done = len(values[PAIRS])
+    return {
+        "schema": 2,
         "avgen": __version__,
         "config": to_plain(config),
-        "means": {n: {m: sum(v.values()) / len(v) for m, v in found.items() if v} for n, found in values.items()},
-        "gain": compared(values["after"], values["before"], config.seed),
-        "over_clips": compared(values["after"], values["on_clips"], config.seed),
-        "mined": json.loads((folders.round(config.rounds, "pairs") / "mined.json").read_text())["pairs"],
-        "seconds": {name: round(seconds, 1) for name, seconds in spent.items()},
+        "seeds": list(config.seeds[:done]),
+        "before": [means(v) for v in values[BEFORE]],
+        "pairs": mined,
+        "arms": arms,
     }
-    (config.out / "figures.json").write_text(json.dumps(said, indent=1) + "\n")
-    show(said)
-    return 0
+
+
+def told(gain: Mapping[str, float] | None) -> str:
+    return "" if gain is None else f"{gain['value']:+.3f} ({gain['low']:+.3f} .. {gain['high']:+.3f})"
 
 
 def show(said: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="held-out prompts; differences with their 95 % interval", title_justify="left")
-    for column in ("metric", "before", "after", "on clips", "after - before", "after - on clips"):
+    seeds = len(said["seeds"])
+    table = Table(title=f"held-out prompts of {seeds} seeds; gains with their 95 % interval", title_justify="left")
+    main, control = said["arms"][PAIRS], said["arms"][CLIPS]
+    for column in ("metric", "before", "pairs - before", "clips - before", "pairs - clips"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in said["gain"]:
-        means = [f"{said['means'][run].get(name, float('nan')):.4g}" for run in ("before", "after", "on_clips")]
-        gaps = [said[key][name] for key in ("gain", "over_clips")]
-        told = ["" if g is None else f"{g['value']:+.3f} ({g['low']:+.3f} .. {g['high']:+.3f})" for g in gaps]
-        table.add_row(name, *means, *told)
+    for metric in main["gain"]:
+        before = sum(m.get(metric, float("nan")) for m in said["before"]) / seeds
+        gaps = (main["gain"], control["gain"], main["over_clips"])
+        table.add_row(metric, f"{before:.4g}", *(told(gap[metric]) for gap in gaps))
     console = Console()
     console.print(table)
-    console.print(f"{said['mined']} pairs; seconds: {said['seconds']}", highlight=False)
+    arms = Table(title="gain of synchrony, by arm and seed", title_justify="left")
+    for column in ("arm", "all seeds", "each seed", "seconds"):
+        arms.add_column(column)
+    for name, arm in said["arms"].items():
+        each = ", ".join(told(gain["toybox.sync"]) for gain in arm["gain_of_each_seed"])
+        arms.add_row(name, told(arm["gain"]["toybox.sync"]), each, ", ".join(map(str, arm["seconds"])))
+    console.print(arms)
+    console.print(f"pairs: {', '.join(map(str, said['pairs']))}", highlight=False)
+
+
+def drawn(said: Mapping[str, Any], folder: Path, metrics: Sequence[str] = ("toybox.sync", "toybox.count")) -> str:
+    """The gains of every arm, with their intervals, as a picture; its name."""
+    from matplotlib.figure import Figure
+
+    names = list(said["arms"])
+    figure = Figure(figsize=(9, 1 + 0.45 * len(names)), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
+        for row, name in enumerate(names):
+            arm = said["arms"][name]
+            gain = arm["gain"][metric]
+            axes.plot([gain["low"], gain["high"]], [row, row], color="tab:blue", linewidth=3, alpha=0.5)
+            axes.plot(gain["value"], row, "o", color="tab:blue")
+            values = [one[metric]["value"] for one in arm["gain_of_each_seed"]]
+            axes.plot(values, [row - 0.2] * len(values), "|", color="black", markersize=7)
+        axes.axvline(0, color="grey", linewidth=1)
+        axes.set_title(f"{metric}: gain over the model before", fontsize=10)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+    figure.savefig(folder / "gains.png", dpi=110)
+    return "gains.png"
 
 
 if __name__ == "__main__":

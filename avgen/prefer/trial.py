@@ -1,0 +1,246 @@
+"""One repetition of the demonstration: arms that go on from one model, compared on prompts that none has seen.
+
+Sample, score, mine and train are the commands that anybody runs, each a process of its own. What has run to its end
+is written into a ledger with the seconds it took, and is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avgen.config import fingerprint
+
+METRICS = "[toybox,picture,loudness]"
+# what must not get worse while the reward rises; the first five are in it
+FIGURES = (
+    "toybox.sync",
+    "toybox.kind",
+    "toybox.colour",
+    "toybox.count",
+    "toybox.size",
+    "picture.sharpness",
+    "picture.motion_per_s",
+    "loudness.integrated_lufs",
+)
+VARIETY = "variety"
+BATCH = 20  # clips made at once
+HELD_OUT_CLIPS = 2  # of each prompt
+LEARNED_PASSES = 4 / 3  # a step on pairs runs forward once more than one on clips, whose backward pass costs two
+Values = dict[str, dict[str, float]]  # metric -> prompt -> mean over its clips
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from the model."""
+
+    words: tuple[str, ...] = ()  # of avgen train, on top of the recipe
+    mode: str | None = None  # of mining; null: the demonstration's
+    pairs: bool = True  # false: the recipe's adapters and rates, on clips of the world, for as long
+
+
+PAIRS, CLIPS = "pairs", "clips"
+ARMS = {PAIRS: Arm(), CLIPS: Arm(pairs=False)}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Seconds of every stage that has run to its end."""
+
+    path: Path
+
+    def read(self) -> dict[str, float]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+    def run(self, words: Sequence[str], processes: int = 1) -> float:
+        """`avgen ...`, or the same over several processes of one thread each; the seconds it took, now or before."""
+        stage = f"{' '.join(words[:1])} {fingerprint(list(words))[:12]}"
+        if (spent := self.read().get(stage)) is not None:
+            return spent
+        print(f"\navgen {' '.join(words)}", flush=True)
+        start = [sys.executable, "-m", "avgen", *words]
+        environment = dict(os.environ)
+        if processes > 1:
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            start = [*launch, "-m", f"avgen.{words[0]}", *words[1:]]
+            environment["OMP_NUM_THREADS"] = "1"
+        began = time.perf_counter()
+        code = subprocess.run(start, check=False, env=environment).returncode
+        if code:
+            raise ValueError(
+                f"avgen {words[0]} ended with exit code {code}: see above; the same command goes on from there"
+            )
+        seconds = time.perf_counter() - began
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".part")
+        draft.write_text(json.dumps({**self.read(), stage: seconds}, indent=1) + "\n")
+        draft.replace(self.path)
+        return seconds
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a repetition samples and trains."""
+
+    prompts: int
+    candidates: int
+    per_prompt: int
+    held_out: int
+    steps: int
+    rounds: int
+    solver_steps: int
+    mode: str
+    train: tuple[str, ...]  # further keys of avgen train, of every arm
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A repetition: seed of prompts, noise and training, and the folder it lies in."""
+
+    model: Path
+    out: Path
+    seed: int
+    size: Size
+    processes: int  # that make clips
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.out / "seconds.json")
+
+    def judged(self, name: str, model: Path) -> Values:
+        """Clips of held-out prompts by a model, scored."""
+        prompts = self.out / "held_out.jsonl"
+        write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out)
+        clips, scores = self.out / "held_out" / name, self.out / "held_out" / f"{name}_scores"
+        self.sampled(model, prompts, clips, HELD_OUT_CLIPS)
+        self.scored(prompts, clips, scores, METRICS)
+        return values_of(scores)
+
+    def sampled(self, model: Path, prompts: Path, clips: Path, each: int) -> float:
+        how = (f"samples={each}", f"seed={self.seed * 1000}", f"solver.steps={self.size.solver_steps}")
+        words = ("sample", f"model={model}", f"prompts={prompts}", f"out={clips}", *how, f"batch={BATCH}")
+        return self.ledger.run([*words, "precision=bf16"], self.processes)
+
+    def scored(self, prompts: Path, clips: Path, scores: Path, metrics: str) -> float:
+        asked = ("suite=plain", f"prompts={prompts}", f"clips={clips}", f"metrics={metrics}", f"out={scores}")
+        return self.ledger.run(["eval", *asked, "nulls=false", "ceiling=false", "resamples=100"])
+
+    def improved(self, name: str, arm: Arm) -> tuple[Path, float]:
+        """The arm's last run and the seconds of all that led to it."""
+        if not arm.pairs:
+            return self.continued_on_clips(name)
+        model, start, spent = self.model, self.model / "model", 0.0
+        for number in range(1, self.size.rounds + 1):
+            # candidates of the first round are every arm's: all go on from one model
+            whose = self.out / "candidates" if number == 1 else self.out / name / f"candidates_{number}"
+            prompts, clips, scores = whose / "prompts.jsonl", whose / "clips", whose / "scores"
+            write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts)
+            spent += self.sampled(model, prompts, clips, self.size.candidates)
+            spent += self.scored(prompts, clips, scores, "[toybox]")
+            pairs, run = self.out / name / f"pairs_{number}", self.out / name / f"run_{number}"
+            how = (f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}")
+            spent += self.ledger.run(["prefer", f"clips={clips}", f"results={scores}", f"out={pairs}", *how])
+            what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
+            spent += self.trained(run, [f"start={start}", *what, f"steps={self.size.steps}", *arm.words])
+            model, start = run, self.out / name / f"model_{number}"
+            if number < self.size.rounds:
+                fold(run, start)
+        return model, spent
+
+    def trained(self, run: Path, words: Sequence[str]) -> float:
+        same = (f"out={run}", f"seed={self.seed}", "tracking.to=[]", *self.size.train)
+        return self.ledger.run(["train", "recipe=toybox_dpo", *words, *same])
+
+    def continued_on_clips(self, name: str) -> tuple[Path, float]:
+        """The recipe's adapters, rates and time, sampling and scoring included, on clips of the world."""
+        from avgen.config import load
+        from avgen.train.config import TrainConfig
+
+        _, spent = self.improved(PAIRS, ARMS[PAIRS])
+        trains = sum(seconds for stage, seconds in self.ledger.read().items() if stage.startswith("train "))
+        steps = self.size.steps * self.size.rounds
+        as_long = self.out / name / "steps.json"  # kept: a resumed demonstration must not count itself
+        if not as_long.is_file():
+            as_long.parent.mkdir(parents=True, exist_ok=True)
+            as_long.write_text(json.dumps(round(LEARNED_PASSES * steps * spent / trains)) + "\n")
+        taught = load(TrainConfig, "train", ["recipe=toybox_dpo", *self.size.train])
+        assert taught.lora is not None
+        rates = taught.optimizer
+        words = (
+            *("recipe=toybox", f"start={self.model / 'model'}", f"out={self.out / name / 'run'}", f"seed={self.seed}"),
+            *(f"steps={json.loads(as_long.read_text())}", f"lora.rank={taught.lora.rank}", f"batch={taught.batch}"),
+            *(f"optimizer.{key}={getattr(rates, key)}" for key in ("kind", "lr", "warmup_steps", "schedule")),
+            *(f"precision={taught.precision}", f"ema_decay={taught.ema_decay}", "compile=false", "samples.every=0"),
+            *("tasks={t2av:1}", "validate_every=100000", "tracking.to=[]"),
+        )
+        seconds = self.ledger.run(["train", *words])
+        return self.out / name / "run", seconds
+
+
+def write_prompts(path: Path, split: str, seed: int, count: int) -> None:
+    """Distinct captions of single actors."""
+    from avgen.data.toybox import Toybox, ToyboxConfig
+
+    world, texts = Toybox(ToyboxConfig(scenes=("single",)), split, seed), dict[str, None]()  # type: ignore[arg-type]
+    for index in range(100 * count):
+        texts[world[index].caption] = None
+        if len(texts) == count:
+            break
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": f"{split}_{i:04d}", "prompt": text}) for i, text in enumerate(texts)]
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+def fold(run: Path, into: Path) -> None:
+    """A run's adapters in its weights, for the next round to start from."""
+    from avgen.sample.folder import open_pipeline
+
+    if not into.exists():
+        open_pipeline(run).model.save_pretrained(into)
+
+
+def values_of(scores: Path) -> Values:
+    from avgen.data.media import read_clip
+    from avgen.train.cheating import difference
+
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in (*FIGURES, VARIETY)}
+    files: dict[str, list[Path]] = {}
+    for line in map(json.loads, (scores / "results.jsonl").read_text().splitlines()):
+        files.setdefault(line["prompt"], []).append(scores / line["file"])
+        for name in FIGURES:
+            cell = line["results"][name]
+            if cell["status"] == "ok":
+                found[name].setdefault(line["prompt"], []).append(cell["value"])
+    for prompt, (one, other, *_) in files.items():
+        found[VARIETY][prompt] = [difference(read_clip(one).clip, read_clip(other).clip)]
+    return {name: {p: sum(v) / len(v) for p, v in prompts.items()} for name, prompts in found.items()}
+
+
+def gains(one: Sequence[Values], other: Sequence[Values], seed: int = 0) -> dict[str, Any]:
+    """One less the other, of each repetition by the prompts that both have; intervals are of 95 % of resampled
+    prompts, those of all repetitions together."""
+    from dataclasses import asdict
+
+    from avgen.sample.judge import difference
+
+    found: dict[str, Any] = {}
+    for name in one[0]:
+        ours: list[tuple[float, float]] = []
+        theirs: list[tuple[float, float]] = []
+        for a, b in zip(one, other, strict=True):
+            both = sorted(a[name].keys() & b[name].keys())
+            ours += [(a[name][prompt], 1.0) for prompt in both]
+            theirs += [(b[name][prompt], 1.0) for prompt in both]
+        found[name] = asdict(difference(ours, theirs, seed)) if ours else None
+    return found
+
+
+def means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {metric: sum(found.values()) / len(found) for metric, found in values.items() if found}

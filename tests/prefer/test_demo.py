@@ -1,0 +1,104 @@
+"""The demonstration of preference training: what is compared with what, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from avgen.prefer import trial
+from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, show, trained
+from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, write_prompts
+
+
+def values(level: float, prompts: int = 12) -> trial.Values:
+    """Prompts differ much, arms little: what only a comparison by prompt can see."""
+    return {name: {f"p{i}": 10.0 * (i % 5) + level for i in range(prompts)} for name in (*FIGURES, VARIETY)}
+
+
+def test_arms_are_compared_by_prompt():
+    found = gains([values(1.0), values(1.0)], [values(0.8), values(0.7)])["toybox.sync"]
+    assert found["value"] == pytest.approx(0.25)
+    assert 0.2 <= found["low"] < 0.25 < found["high"] <= 0.3
+    assert found["clips"] == 24
+
+
+def test_prompts_that_one_side_lacks_are_left_out():
+    ours, theirs = values(1.0), values(0.5)
+    del theirs["toybox.sync"]["p3"]
+    ours["toybox.sync"]["p3"] = 1000.0
+    assert gains([ours], [theirs])["toybox.sync"]["value"] == pytest.approx(0.5)
+
+
+def test_a_stage_runs_once_and_again_only_if_it_failed_or_is_asked_otherwise(tmp_path, monkeypatch):
+    asked, codes = [], [3, 0, 0]
+
+    def run(words, check, env):
+        asked.append(words[3:])
+        return subprocess.CompletedProcess(words, codes[len(asked) - 1])
+
+    monkeypatch.setattr(trial.subprocess, "run", run)
+    ledger = Ledger(tmp_path / "deep" / "seconds.json")
+    with pytest.raises(ValueError, match="avgen eval ended with exit code 3"):
+        ledger.run(["eval", "a=1"])
+    spent = [ledger.run(["eval", "a=1"]), ledger.run(["eval", "a=1"]), ledger.run(["eval", "a=2"])]
+    assert asked == [["eval", "a=1"], ["eval", "a=1"], ["eval", "a=2"]]
+    assert spent[0] == spent[1]
+
+
+def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
+    for split in ("train", "test"):
+        write_prompts(tmp_path / split, split, 0, 40)
+        texts = [json.loads(line)["prompt"] for line in (tmp_path / split).read_text().splitlines()]
+        assert len(set(texts)) == len(texts) == 40
+
+
+def test_each_ablation_changes_one_thing():
+    arms = {name: ablated(name, ["preference.beta_video=800", "preference.beta_audio=400"]) for name in ABLATIONS}
+    assert arms["weak"].words == ("preference.beta_video=200.0", "preference.beta_audio=100.0")
+    assert arms["strong"].words == ("preference.beta_video=3200.0", "preference.beta_audio=1600.0")
+    assert arms["sum"] == trial.Arm(mode="sum")
+    assert all(arm.pairs for arm in arms.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"ablations": ("modal",)}, "modality"),
+        ({"seeds": (1, 1)}, "none twice"),
+        ({"candidates": 1}, "a pair has two clips"),
+    ],
+)
+def test_a_demonstration_that_cannot_be_is_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        DemoConfig(**wrong)
+
+
+def test_figures_and_picture_of_two_seeds_and_an_ablation_of_one(tmp_path, capsys):
+    config = DemoConfig(out=tmp_path, seeds=(0, 1), ablations=("sum",))
+    each = {"before": [values(0.5)] * 2, "pairs": [values(0.6), values(0.7)], "clips": [values(0.5)] * 2}
+    said = found(
+        config, each | {"sum": [values(0.4)]}, {"pairs": [1.0, 2.0], "clips": [1.0, 2.0], "sum": [1.0]}, [9, 8]
+    )
+    said = json.loads(json.dumps(said))
+    assert said["arms"]["pairs"]["over_clips"]["toybox.sync"]["value"] == pytest.approx(0.15)
+    assert [g["toybox.sync"]["value"] for g in said["arms"]["pairs"]["gain_of_each_seed"]] == pytest.approx([0.1, 0.2])
+    assert said["arms"]["sum"]["gain"]["toybox.sync"]["value"] == pytest.approx(-0.1)
+    assert said["arms"]["clips"]["over_clips"] is None
+    show(said)
+    assert "toybox.sync" in capsys.readouterr().out
+    assert (tmp_path / drawn(said, tmp_path)).stat().st_size > 1000
+
+
+def test_the_model_is_the_last_that_make_demo_finished(tmp_path):
+    with pytest.raises(ValueError, match="make demo"):
+        trained(None, tmp_path)
+    for age, (name, done) in enumerate((("old", True), ("new", True), ("begun", False))):
+        record = tmp_path / "model" / name / "demo.json"
+        record.parent.mkdir(parents=True)
+        record.write_text(json.dumps({"seconds": 1.0, "done": done}))
+        os.utime(record, (age, age))
+    assert trained(None, tmp_path).name == "new"
+    assert trained(tmp_path / "own", tmp_path) == tmp_path / "own"
