@@ -2,13 +2,13 @@
 
 Fake clips of toybox size are written once and kept. Lance alone (`take` of the same rows and columns, undecoded) is
 timed in turn with the source that training reads, in the same process, so that both meet the same neighbours.
+Processes are started as training starts its readers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import random
 import time
 from collections.abc import Iterator
@@ -23,11 +23,12 @@ import torch
 from rich.console import Console
 
 from avgen import command
+from avgen.data import readers
 from avgen.data.buckets import Schedule, Shape
 from avgen.data.store import NUMBERS, READ, Header, Store, schema
 from avgen.data.store_source import Part, StoreSource, mixed
 from avgen.data.store_write import Notes, StoreWriter
-from avgen.data.stream import At, Share, read_steps
+from avgen.data.stream import STARTING_STEPS, At, Share, read_steps
 from avgen.types import AudioGeometry, Batch, TimeGrid, VideoGeometry
 
 VIDEO = VideoGeometry(24, TimeGrid(2, 2), space_stride=8)  # the embedded codecs'
@@ -112,9 +113,6 @@ class Found:
     """One process's figures."""
 
     open_s: float
-    imported_mib: float  # of its own memory, before the store
-    opened_mib: float  # more, when it is open and ordered
-    read_mib: float  # more, after all that reading
     raw_per_s: float
     read_per_s: float
     ratio: float  # median over pairs that were timed side by side
@@ -125,19 +123,39 @@ def opened(config: BenchConfig) -> tuple[StoreSource, Schedule]:
     return source, order
 
 
-def own_mib() -> float:
+def own_mib(process: psutil.Process) -> float:
     """Memory that no other process shares."""
-    return psutil.Process().memory_full_info().uss / MIB
+    return process.memory_full_info().uss / MIB
+
+
+@dataclass(frozen=True)
+class Held:
+    """Memory of the processes that a run of training starts, in MiB that none shares with another."""
+
+    readers: tuple[float, ...]  # once they have read for a while
+    server: float
+
+
+def held(config: BenchConfig) -> Held:
+    """As `read_steps` starts them, and after `seconds` of reading."""
+    source, order = opened(config)
+    steps = read_steps(source, order, Share(config.batch, 1), 0, 10**9, config.workers)
+    for _ in range(STARTING_STEPS + config.workers):  # from here on readers have read
+        next(steps)
+    end = time.perf_counter() + config.seconds
+    while time.perf_counter() < end:
+        next(steps)
+    server = next(child for child in psutil.Process().children() if child.children())
+    return Held(tuple(own_mib(reader) for reader in server.children()), own_mib(server))
 
 
 def measured(config: BenchConfig, number: int, queue: Any) -> None:
     """What one reading process sees, step after step at places of its own."""
+    readers.begin()
     torch.set_num_threads(1)
-    before = own_mib()
     began = time.perf_counter()
     source, order = opened(config)
     open_s = time.perf_counter() - began
-    after = own_mib()
     step = 1_000_000 * (number + 1)
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + config.seconds
@@ -156,12 +174,12 @@ def measured(config: BenchConfig, number: int, queue: Any) -> None:
     count = 8 * config.batch
     raw_s, read_s = (sum(pair[i] for pair in pairs) / len(pairs) for i in (0, 1))
     ratio = median(raw / read for raw, read in pairs)
-    more = own_mib() - before
-    queue.put(Found(open_s, before, after - before, more, count / raw_s, count / read_s, ratio))
+    queue.put(Found(open_s, count / raw_s, count / read_s, ratio))
 
 
 def reading(config: BenchConfig, number: int, queue: Any) -> None:
     """Samples per second of one process among several."""
+    readers.begin()
     torch.set_num_threads(1)
     source, order = opened(config)
     step, count = 1_000_000 * (number + 1), 0
@@ -176,7 +194,8 @@ def reading(config: BenchConfig, number: int, queue: Any) -> None:
 
 def run(config: BenchConfig, console: Console) -> dict[str, Any]:
     store = made(config, console)
-    context = multiprocessing.get_context("spawn")
+    kept = held(config)
+    context = readers.context()
     queue = context.Queue()
     process = context.Process(target=measured, args=(config, 0, queue))
     process.start()
@@ -185,9 +204,8 @@ def run(config: BenchConfig, console: Console) -> dict[str, Any]:
     told: dict[str, Any] = {
         "samples": store.totals.rows,
         "open, s": round(one.open_s, 3),
-        "a worker's own memory before, MiB": round(one.imported_mib),
-        "more when open, MiB": round(one.opened_mib),
-        "more after reading, MiB": round(one.read_mib),
+        "own memory of each reader, MiB": [round(mib) for mib in kept.readers],
+        "own memory of their server, MiB": round(kept.server),
         "Lance alone, samples/s": round(one.raw_per_s),
         "one worker, shuffled, samples/s": round(one.read_per_s),
         "of Lance's rate (median of pairs)": round(one.ratio, 2),

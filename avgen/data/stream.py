@@ -6,16 +6,14 @@ global batch, so the data of a run are the same at any number of ranks.
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from multiprocessing.context import BaseContext
 from typing import Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
+from avgen.data import readers
 from avgen.types import Batch
 
 
@@ -89,6 +87,10 @@ class Steps(Dataset):
         return [self.source.batch([clips[i] for i in places], At(step, places)) for places in shares]
 
 
+# Read by the training process itself, while the server of the readers imports and while they open what they read.
+STARTING_STEPS = 4
+
+
 def read_steps(
     source: Source, order: Order, share: Share, first: int, steps: int, workers: int
 ) -> Iterator[list[Batch]]:
@@ -97,48 +99,26 @@ def read_steps(
     What goes wrong in a worker is raised here, with its traceback; so is a worker's death.
     """
     read = Steps(source, order, share)
-    ahead = min(first + STARTING_STEPS, steps) if workers else first
-    workers = workers if ahead < steps else 0
+    ahead = first + STARTING_STEPS
+    if not workers or ahead >= steps:
+        return (read[step] for step in range(first, steps))
+    return _read_ahead(read, first, ahead, steps, workers, readers.context())
+
+
+def _read_ahead(
+    read: Steps, first: int, ahead: int, steps: int, workers: int, context: BaseContext
+) -> Iterator[list[Batch]]:
     loader = DataLoader(
         read,
         batch_size=None,
         sampler=range(ahead, steps),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_outlive_signals,
+        prefetch_factor=4,
+        multiprocessing_context=context,
+        worker_init_fn=readers.begin,
     )
-    with _one_thread_each():
-        started = iter(loader)
-    return chain((read[step] for step in range(first, ahead)), started)
-
-
-# Read by the training process itself: workers need as long as several steps to import what reading takes, and a step
-# is read in a fraction of its own time.
-STARTING_STEPS = 12
-# of torch and of the libraries under numpy: idle threads that spin in a worker take the training step's cores
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started here get one thread per library; they read the environment when they import it."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _outlive_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to every process of a run, but the one that trains still wants its batch.
-
-    It closes its workers when it has saved. A second SIGTERM ends a worker, as at a crash's exit.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    yield read[first]
+    started = iter(loader)  # when the server has imported, not before
+    for step in range(first + 1, ahead):
+        yield read[step]
+    yield from started

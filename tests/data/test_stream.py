@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
 from dataclasses import dataclass
 
+import psutil
 import pytest
 import torch
 
-from avgen.data.stream import STARTING_STEPS, THREADS, InTurn, Share, read_steps
+from avgen.data.readers import THREADS
+from avgen.data.stream import STARTING_STEPS, InTurn, Share, read_steps
 
 STEPS = STARTING_STEPS + 6
 
@@ -57,18 +60,49 @@ def test_a_worker_has_one_thread_and_finishes_what_is_asked_after_ctrl_c_and_sig
     in_worker = [part for step in found[STARTING_STEPS:] for part in step]
     assert {(part["pid"], part["threads"], *part["limits"]) for part in in_worker} == {(worker, 1, "1", "1", "1")}
     del ahead
+    assert gone(worker)
+
+
+def gone(pid: int) -> bool:
+    """Ends, if it is given a minute."""
     deadline = time.monotonic() + 60
-    while alive(worker) and time.monotonic() < deadline:
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not alive(worker)
+    return not psutil.pid_exists(pid)
 
 
-def alive(pid: int) -> bool:
+def trains(pipe) -> None:
+    """A process that trains, with a server of readers that is its own."""
+    ahead = reading(Told())
+    found = [next(ahead) for _ in range(STARTING_STEPS + 1)]
+    worker = found[-1][0]["pid"]
+    server = psutil.Process(worker).ppid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for pid in (worker, server):
+            os.kill(pid, number)
+    found += [next(ahead) for _ in range(STEPS - STARTING_STEPS - 2)]
+    pipe.send((worker, server, found[-1][0]["pid"]))
+    signal.pause()
+
+
+def test_readers_are_forked_without_threads_share_what_they_imported_and_end_with_what_trains():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    training = context.Process(target=trains, args=(theirs,))
+    training.start()
+    theirs.close()
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        worker, server, last = ours.recv()
+        assert worker == last != training.pid != server
+        assert psutil.Process(server).ppid() == training.pid
+        assert psutil.Process(server).num_threads() == 1, "a fork lacks its parent's threads and has their locks"
+        memory = psutil.Process(worker).memory_full_info()
+        assert memory.uss < memory.rss / 2
+    finally:
+        training.kill()  # as for want of memory: nothing of it is closed
+        training.join()
+    assert gone(worker)
+    assert gone(server)
 
 
 @pytest.mark.parametrize(
