@@ -259,9 +259,9 @@ class VideoGeometry:
             raise ValueError(f"a {height}x{width} latent grid cannot be cut into {self.patch}x{self.patch} patches")
         rows, columns = height // self.patch, width // self.patch
         x = rearrange(latents, "b c t (h p) (w q) -> b (t h w) (c p q)", p=self.patch, q=self.patch)
-        rates = [fps] * batch if isinstance(fps, int | float) else list(fps)
+        rates = [fps] if isinstance(fps, int | float) else list(fps)
         time = torch.stack([self.time.intervals(steps, rate, start_s) for rate in rates])
-        time = time.repeat_interleave(rows * columns, dim=1)
+        time = time.repeat_interleave(rows * columns, dim=1).expand(batch, -1, -1)
         cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float().view(-1, 2)
         place = cells.repeat(steps, 1).expand(batch, -1, -1)
         extent = torch.tensor([rows, columns], dtype=torch.float32).expand(batch, 2)

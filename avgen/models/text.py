@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,15 +81,14 @@ def bytes_of(captions: Sequence[str], max_length: int, multiple: int = 1) -> Tex
 
     A longer caption is cut at a character boundary; L is a multiple of `multiple` where max_length allows.
     """
-    rows = [[BEGIN, *_cut(caption, max_length - 1)] for caption in captions]
-    longest = max(len(row) for row in rows)
-    length = min(max_length, -(-longest // multiple) * multiple)
-    x = torch.zeros((len(rows), length), dtype=torch.int64)
-    valid = torch.zeros((len(rows), length), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        x[i, : len(row)] = torch.tensor(row)
-        valid[i, : len(row)] = True
-    return Text.of(x, valid)
+    rows = [_cut(caption, max_length - 1) for caption in captions]
+    ends = np.array([1 + len(row) for row in rows])
+    length = min(max_length, -(-int(ends.max()) // multiple) * multiple)
+    x = np.zeros((len(rows), length), dtype=np.int64)
+    x[:, 0] = BEGIN
+    for line, row, end in zip(x, rows, ends, strict=True):
+        line[1:end] = np.frombuffer(row, np.uint8)
+    return Text.of(torch.from_numpy(x), torch.from_numpy(np.arange(length) < ends[:, None]))
 
 
 def captions_of(text: Text) -> list[str] | None:
