@@ -14,9 +14,11 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import ToyboxSource
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
+from avgen.train.compare import CompareConfig, compared
 from avgen.train.config import MixedStore, OptimizerConfig, StoreData, ToyboxData, TrainConfig
 from avgen.train.data import reading
 from avgen.train.loop import train
+from avgen.train.run import export
 from avgen.train.trackers import METRICS, read_metrics
 from tests.data.store_factory import BLIND, BOTH, MUTE, WIDE, header, row, toybox_store, write_store
 from tests.train.factory import config as tiny
@@ -101,6 +103,23 @@ def test_a_run_goes_on_with_the_stores_it_began_with(latents, tmp_path):
     with pytest.raises(ConfigError, match="has read the stores"):
         reading(settings(tmp_path / "run", other))
     reading(settings(tmp_path / "fresh", other))
+
+
+def test_runs_are_compared_by_the_losses_that_their_own_validation_gives(latents, tmp_path):
+    steps = settings(tmp_path, latents).steps
+    folders = tuple(tmp_path / f"seed_{seed}" for seed in range(3))
+    for seed, folder in enumerate(folders):
+        export(run(settings(folder, latents, seed=seed, validate_every=steps)))
+    same = compared(CompareConfig(folders[:2], folders[:2], by=folders[0], clips=4))
+    assert all(found.errors == 0 and found.spread_ours == found.spread_theirs > 0 for found in same.values())
+    other = compared(CompareConfig(folders[:2], folders[1:], by=folders[1], clips=4))
+    assert all(found.errors != 0 for found in other.values())
+    # each run keeps the same clips out, and judges at the same levels and noise
+    first, second, third = (read_metrics(folder / METRICS)[-1] for folder in folders)
+    for name in same:
+        logged = f"held_out/{name}"
+        assert same[name].ours == pytest.approx((first[logged] + second[logged]) / 2, rel=1e-4)
+        assert other[name].theirs == pytest.approx((second[logged] + third[logged]) / 2, rel=1e-4)
 
 
 def test_a_model_that_cannot_read_the_store_is_refused(latents, tmp_path):
