@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +67,17 @@ def grouped(
         key = shape.at_any_rate() if mixed_fps else shape
         members.setdefault(key, []).append(index)
         longest[key] = max(longest.get(key, 0), counted[shape])
-    # shared, not copied: a reading process is handed the memory itself
-    shared = {key: torch.tensor(indices, dtype=torch.int64).share_memory_() for key, indices in members.items()}
-    return tuple(Bucket(shared[key], longest[key]) for key in members), tuple(members)
+    clips = shared([np.array(indices, dtype=np.int64) for indices in members.values()])
+    return tuple(Bucket(some, longest[key]) for some, key in zip(clips, members, strict=True)), tuple(members)
+
+
+def shared(lists: Sequence[np.ndarray]) -> tuple[Sequence[int], ...]:
+    """The lists as parts of one piece of memory, of which a reading process is handed the memory itself.
+
+    One piece, because a process is handed a few hundred at most.
+    """
+    whole: Any = torch.from_numpy(np.concatenate(lists)).share_memory_()
+    return whole.split([len(some) for some in lists])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avgen.data.buckets import Bucket, Schedule, Shape, scrambled
+from avgen.data.buckets import Bucket, Schedule, Shape, scrambled, shared
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.stream import At
 from avgen.models.text import bytes_of
@@ -188,7 +188,7 @@ def mixed(
     check_alike([part.store for part in parts])
     stores = tuple(part.store for part in parts)
     total = sum(part.weight for part in parts)
-    buckets: list[Bucket] = []
+    found: list[tuple[np.ndarray, int, float]] = []  # of each bucket: its clips, the longest one's tokens, their weight
     away: list[int] = []
     for part, start in zip(parts, offsets(stores), strict=True):
         header = part.store.header
@@ -203,13 +203,14 @@ def mixed(
             keys.setdefault(shape.at_any_rate() if mixed_fps else shape, []).append(bucket)
         for together in keys.values():
             members = np.flatnonzero(np.isin(rows, together) & kept) + start
-            # shared, not copied: a reading process is handed the memory itself
-            clips = torch.from_numpy(members.astype(np.int64)).share_memory_()
             longest = max(header.tokens(header.shapes[bucket]) for bucket in together)
-            buckets.append(Bucket(clips, longest, part.weight / total / int(kept.sum())))
-    most = max(bucket.weight for bucket in buckets)  # one store alone keeps the weight of 1
-    buckets = [replace(bucket, weight=bucket.weight / most) for bucket in buckets]
-    return StoreSource(stores, seed), Schedule(tuple(buckets), batch, step_tokens, seed), away
+            found.append((members.astype(np.int64), longest, part.weight / total / int(kept.sum())))
+    most = max(weight for _, _, weight in found)  # one store alone keeps the weight of 1
+    buckets = tuple(
+        Bucket(clips, longest, weight / most)
+        for clips, (_, longest, weight) in zip(shared([members for members, _, _ in found]), found, strict=True)
+    )
+    return StoreSource(stores, seed), Schedule(buckets, batch, step_tokens, seed), away
 
 
 def held_out(clips: np.ndarray, share: float, salt: str) -> np.ndarray:

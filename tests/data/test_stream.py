@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from avgen.data.buckets import Schedule, Shape, grouped
 from avgen.data.readers import THREADS
 from avgen.data.stream import STARTING_STEPS, InTurn, Share, read_steps
 
@@ -61,6 +62,15 @@ def test_a_worker_has_one_thread_and_finishes_what_is_asked_after_ctrl_c_and_sig
     assert {(part["pid"], part["threads"], *part["limits"]) for part in in_worker} == {(worker, 1, "1", "1", "1")}
     del ahead
     assert gone(worker)
+
+
+def test_a_reader_is_handed_any_number_of_buckets():
+    """A process is handed 256 pieces of memory at most."""
+    buckets, _ = grouped([Shape(8 * i, 8, 8.0, 1.0) for i in range(1, 401) for _ in range(4)], lambda shape: 1)
+    order = Schedule(buckets, 4)
+    there = list(read_steps(Told(), order, Share(4, 1), 0, STEPS, workers=1))
+    assert len({part["pid"] for step in there for part in step}) == 2
+    assert [part["clips"] for step in there for part in step] == [order.clips(step) for step in range(STEPS)]
 
 
 def gone(pid: int) -> bool:
