@@ -38,16 +38,16 @@ class BenchConfig:
     """Which clips, through which codecs."""
 
     out: Path = Path("runs/prepare_bench")  # folder of the clips, the codecs and the stores
-    clips: int = 32  # files
+    clips: int = 16  # files
     spoilt: int = 0  # so many of them cannot be read: the last ones
-    height: int = 256  # pixels, of files and windows
-    width: int = 448  # pixels
+    height: int = 128  # pixels, of files and windows
+    width: int = 224  # pixels
     fps: float = 16.0  # frames per second
-    duration_s: float = 2.0  # seconds
+    duration_s: float = 1.0  # seconds
     # wan: Wan 2.1's and Stable Audio's layers at an eighth of their width; patches: the embedded codecs, cheap ones
     kind: Literal["wan", "patches"] = "wan"
     readers: int = 2  # threads per process that decode media
-    shard_clips: int = 4  # clips per shard
+    shard_clips: int = 2  # clips per shard
 
     def __post_init__(self) -> None:
         if not 0 <= self.spoilt < self.clips:

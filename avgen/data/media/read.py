@@ -91,6 +91,7 @@ def read_clip(
     `video` and `audio` may be True (the file must have it), False (leave it out) or None (if it is there).
     Rate, size (height, width) and channels default to the file's own. Frame i is the one on screen in the middle
     of output interval i; samples are taken at their timestamps. A window that holds nothing is an error.
+    Frames of full chroma lie in memory colour by colour: np.ascontiguousarray where pixels must be packed.
     """
     with open_source(path, threads) as source:
         has_video = _wanted(source, "picture", video, source.video)
