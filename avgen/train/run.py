@@ -131,9 +131,10 @@ def objective_of(config: TrainConfig, model: AVTransformer, accelerator: Acceler
     if config.lora is not None:
         return Preference(config.preference, config.flow, adapter_off(model))
     copy = built(config).requires_grad_(False)
-    return Preference(
-        config.preference, config.flow, frozen_copy(spread(copy, config.parallel, accelerator, config.half))
-    )
+    shared = spread(copy, config.parallel, accelerator, config.half)
+    if config.compile:
+        copy.compile_blocks()
+    return Preference(config.preference, config.flow, frozen_copy(shared))
 
 
 def save(run: Run) -> None:

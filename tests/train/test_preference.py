@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from avgen.data.stream import Share
 from avgen.flow import FlowConfig
+from avgen.models.dit import AVTransformer
 from avgen.train.config import LoraConfig, OptimizerConfig, PreferenceConfig, ToyboxData
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.preference import Errors, Preference, frozen_copy, preference_loss
@@ -156,6 +157,14 @@ def test_at_step_0_every_sigmoid_is_log_2(tmp_path, margin, lora):
     assert noted["preference/loss"][0] == pytest.approx(sigmoids * math.log(2), rel=1e-7)
     assert noted["preference/accuracy"] == [3.0, 6.0]
     assert noted["preference/video/drift"][0] == 0.0
+
+
+def test_the_model_and_what_it_is_compared_with_are_compiled_alike(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(AVTransformer, "compile_blocks", compiled.append)
+    run = prepare(config(tmp_path, lora=None, compile=True))
+    with run.objective.reference() as reference:
+        assert [id(model) for model in compiled] == [id(run.model), id(reference)]
 
 
 def test_the_two_clips_of_a_pair_are_drawn_alike_and_pairs_are_not(tmp_path):
