@@ -195,7 +195,7 @@ def drawn(said: Mapping[str, Any], folder: Path, metrics: Sequence[str] = ("toyb
         axes.axvline(0, color="grey", linewidth=1)
         axes.set_title(f"{metric}: gain over the model before", fontsize=10)
         axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(folder / "gains.png", dpi=110)
     return "gains.png"
