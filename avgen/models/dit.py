@@ -86,7 +86,9 @@ class Tower(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """(B, N, C) in any float dtype -> (B, N, D) in the weights'"""
-        return self.embed(x.type_as(self.embed.weight))
+        # Tokens that do not lie in a row torch multiplies in another way where the weights are frozen, which some
+        # processors round otherwise: freezing must not change what a model says.
+        return self.embed(x.type_as(self.embed.weight).contiguous())
 
     def levels(self, levels: Tensor) -> Tensor:
         """(B, K) -> (B, K, D) float32"""
