@@ -15,6 +15,7 @@ from typing import Any
 
 from avgen import __version__, command
 from avgen.config import load, to_plain
+from avgen.prefer.__main__ import MINED
 from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
 
 EXAMPLES = (
@@ -87,13 +88,11 @@ def trained(asked: Path | None, demo: Path = Path("runs/demo")) -> Path:
 
 
 def processes(asked: int | None) -> int:
-    from avgen.sample.exam import MOST_PROCESSES, cores
-
-    if asked is not None:
-        return asked
     import torch
 
-    return 1 if torch.accelerator.is_available() else min(cores(), MOST_PROCESSES)
+    from avgen.sample.exam import usual_processes
+
+    return asked or usual_processes(not torch.accelerator.is_available())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,10 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         if place == 0:
             arms |= {name: ablated(name, config.train) for name in config.ablations}
         for name, arm in arms.items():
-            run, seconds = trial.improved(name, arm)
-            values.setdefault(name, []).append(trial.judged(name, run))
-            spent.setdefault(name, []).append(round(seconds, 1))
-        mined.append(json.loads((trial.out / PAIRS / "pairs_1" / "mined.json").read_text())["pairs"])
+            gone = trial.improved(name, arm)
+            values.setdefault(name, []).append(trial.judged(name, gone.run))
+            spent.setdefault(name, []).append(round(gone.seconds, 1))
+        mined.append(json.loads((trial.mined(PAIRS, ARMS[PAIRS]) / MINED).read_text())["pairs"])
         # after every repetition: what is there may be looked at
         said = found(config, values, spent, mined)
         (config.out / "figures.json").write_text(json.dumps(said, indent=1) + "\n")

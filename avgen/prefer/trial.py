@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from avgen.config import fingerprint
 
@@ -44,6 +44,14 @@ class Arm:
     words: tuple[str, ...] = ()  # of avgen train, on top of the recipe
     mode: str | None = None  # of mining; null: the demonstration's
     pairs: bool = True  # false: the recipe's adapters and rates, on clips of the world, for as long
+
+
+class Gone(NamedTuple):
+    """How far an arm came."""
+
+    run: Path  # of its last training
+    seconds: float  # all that led to it
+    training_s: float  # of them
 
 
 PAIRS, CLIPS = "pairs", "clips"
@@ -114,11 +122,15 @@ class Trial:
     def ledger(self) -> Ledger:
         return Ledger(self.out / "seconds.json")
 
+    def folder(self, name: str, *decides: Any) -> Path:
+        """Named by all that decides what lies in it: nothing is taken for what was made otherwise."""
+        return self.out / f"{name}_{fingerprint((str(self.model), self.seed, self.size.solver_steps, decides))[:8]}"
+
     def judged(self, name: str, model: Path) -> Values:
         """Clips of held-out prompts by a model, scored."""
-        prompts = self.out / "held_out.jsonl"
+        folder = self.folder(f"held_out_{name}", str(model), self.size.held_out)
+        prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
         write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out)
-        clips, scores = self.out / "held_out" / name, self.out / "held_out" / f"{name}_scores"
         self.sampled(model, prompts, clips, HELD_OUT_CLIPS)
         self.scored(prompts, clips, scores, METRICS)
         return values_of(scores)
@@ -132,56 +144,56 @@ class Trial:
         asked = ("suite=plain", f"prompts={prompts}", f"clips={clips}", f"metrics={metrics}", f"out={scores}")
         return self.ledger.run(["eval", *asked, "nulls=false", "ceiling=false", "resamples=100"])
 
-    def improved(self, name: str, arm: Arm) -> tuple[Path, float]:
-        """The arm's last run and the seconds of all that led to it."""
+    def mined(self, name: str, arm: Arm, number: int = 1) -> Path:
+        """The pairs of a round."""
+        return self.folder(name, arm, self.size) / f"pairs_{number}"
+
+    def improved(self, name: str, arm: Arm) -> Gone:
         if not arm.pairs:
-            return self.continued_on_clips(name)
-        model, start, spent = self.model, self.model / "model", 0.0
+            return self.continued_on_clips(name, arm)
+        own = self.folder(name, arm, self.size)
+        run, model, start, spent, training = self.model, self.model, self.model / "model", 0.0, 0.0
         for number in range(1, self.size.rounds + 1):
             # candidates of the first round are every arm's: all go on from one model
-            whose = self.out / "candidates" if number == 1 else self.out / name / f"candidates_{number}"
+            first = self.folder("candidates", self.size.prompts, self.size.candidates)
+            whose = first if number == 1 else own / f"candidates_{number}"
             prompts, clips, scores = whose / "prompts.jsonl", whose / "clips", whose / "scores"
             write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts)
             spent += self.sampled(model, prompts, clips, self.size.candidates)
             spent += self.scored(prompts, clips, scores, "[toybox]")
-            pairs, run = self.out / name / f"pairs_{number}", self.out / name / f"run_{number}"
+            pairs, run = self.mined(name, arm, number), own / f"run_{number}"
             how = (f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}")
             spent += self.ledger.run(["prefer", f"clips={clips}", f"results={scores}", f"out={pairs}", *how])
             what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
-            spent += self.trained(run, [f"start={start}", *what, f"steps={self.size.steps}", *arm.words])
-            model, start = run, self.out / name / f"model_{number}"
+            same = (f"out={run}", f"seed={self.seed}", "tracking.to=[]", *self.size.train)
+            words = ("train", "recipe=toybox_dpo", f"start={start}", *what, f"steps={self.size.steps}", *arm.words)
+            training += self.ledger.run([*words, *same])
+            model, start = run, own / f"model_{number}"
             if number < self.size.rounds:
                 fold(run, start)
-        return model, spent
+        return Gone(run, spent + training, training)
 
-    def trained(self, run: Path, words: Sequence[str]) -> float:
-        same = (f"out={run}", f"seed={self.seed}", "tracking.to=[]", *self.size.train)
-        return self.ledger.run(["train", "recipe=toybox_dpo", *words, *same])
-
-    def continued_on_clips(self, name: str) -> tuple[Path, float]:
+    def continued_on_clips(self, name: str, arm: Arm) -> Gone:
         """The recipe's adapters, rates and time, sampling and scoring included, on clips of the world."""
         from avgen.config import load
         from avgen.train.config import TrainConfig
 
-        _, spent = self.improved(PAIRS, ARMS[PAIRS])
-        trains = sum(seconds for stage, seconds in self.ledger.read().items() if stage.startswith("train "))
+        pairs = self.improved(PAIRS, ARMS[PAIRS])
         steps = self.size.steps * self.size.rounds
-        as_long = self.out / name / "steps.json"  # kept: a resumed demonstration must not count itself
-        if not as_long.is_file():
-            as_long.parent.mkdir(parents=True, exist_ok=True)
-            as_long.write_text(json.dumps(round(LEARNED_PASSES * steps * spent / trains)) + "\n")
+        as_long = round(LEARNED_PASSES * steps * pairs.seconds / pairs.training_s)
         taught = load(TrainConfig, "train", ["recipe=toybox_dpo", *self.size.train])
-        assert taught.lora is not None
-        rates = taught.optimizer
+        if taught.lora is None:
+            raise ValueError(f"train={list(self.size.train)} trains all weights: clips are compared by adapters alone")
+        rates, run = taught.optimizer, self.folder(name, arm, self.size) / "run"
         words = (
-            *("recipe=toybox", f"start={self.model / 'model'}", f"out={self.out / name / 'run'}", f"seed={self.seed}"),
-            *(f"steps={json.loads(as_long.read_text())}", f"lora.rank={taught.lora.rank}", f"batch={taught.batch}"),
+            *("recipe=toybox", f"start={self.model / 'model'}", f"out={run}", f"seed={self.seed}", f"steps={as_long}"),
+            *(f"lora.rank={taught.lora.rank}", f"batch={taught.batch}"),
             *(f"optimizer.{key}={getattr(rates, key)}" for key in ("kind", "lr", "warmup_steps", "schedule")),
             *(f"precision={taught.precision}", f"ema_decay={taught.ema_decay}", "compile=false", "samples.every=0"),
             *("tasks={t2av:1}", "validate_every=100000", "tracking.to=[]"),
         )
         seconds = self.ledger.run(["train", *words])
-        return self.out / name / "run", seconds
+        return Gone(run, seconds, seconds)
 
 
 def write_prompts(path: Path, split: str, seed: int, count: int) -> None:

@@ -117,7 +117,7 @@ def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[R
 
     None: one per core (of at most MOST_PROCESSES) without an accelerator, else this process alone.
     """
-    count = processes or (min(cores(), MOST_PROCESSES) if pipeline.model.device.type == "cpu" else 1)
+    count = processes or usual_processes(pipeline.model.device.type == "cpu")
     if count == 1:
         yield alone(pipeline)
         return
@@ -127,6 +127,10 @@ def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[R
         yield lambda parts: pool.map(_read, parts)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def usual_processes(cpu: bool) -> int:
+    return min(cores(), MOST_PROCESSES) if cpu else 1
 
 
 def cores() -> int:

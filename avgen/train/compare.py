@@ -6,7 +6,6 @@ ways is set against how much runs of one way differ among themselves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -20,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from avgen import command
-from avgen.config import ConfigError, build
+from avgen.config import ConfigError
 from avgen.data.stream import Source
 from avgen.models.dit import AVTransformer
-from avgen.train.config import TrainConfig
+from avgen.sample.folder import config_of
 from avgen.train.data import reading
 from avgen.train.optim import Average
 from avgen.train.record import RECORD
@@ -65,13 +64,9 @@ class Difference(NamedTuple):
         return cls(mean(ours), mean(theirs), stdev(ours), stdev(theirs), apart / error if apart else 0.0)
 
 
-def configured(folder: Path) -> TrainConfig:
-    return build(TrainConfig, json.loads((folder / RECORD).read_text())["config"])
-
-
 def losses(folder: Path, held_out: Source, clips: int, tasks: Sequence[str]) -> Losses:
     """Of a run's exported model: its averaged weights."""
-    config = replace(configured(folder), validation_clips=clips)
+    config = replace(config_of(folder), validation_clips=clips)
     if list(tasks) != config.task_names:
         raise ConfigError("ours", f"{folder} was trained at {config.task_names}, the run that judges at {list(tasks)}")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -81,7 +76,7 @@ def losses(folder: Path, held_out: Source, clips: int, tasks: Sequence[str]) -> 
 
 
 def compared(config: CompareConfig) -> dict[str, Difference]:
-    judge = configured(config.by)
+    judge = config_of(config.by)
     held_out = reading(replace(judge, validation_clips=config.clips)).held_out
     ours, theirs = (
         [losses(folder, held_out, config.clips, judge.task_names) for folder in folders]

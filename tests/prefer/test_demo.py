@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,25 @@ def test_a_stage_runs_once_and_again_only_if_it_failed_or_is_asked_otherwise(tmp
     spent = [ledger.run(["eval", "a=1"]), ledger.run(["eval", "a=1"]), ledger.run(["eval", "a=2"])]
     assert asked == [["eval", "a=1"], ["eval", "a=1"], ["eval", "a=2"]]
     assert spent[0] == spent[1]
+
+
+def test_what_is_made_otherwise_lies_elsewhere(tmp_path):
+    """Stages are known by their words, and these name folders: another size must not find the first one's clips."""
+    size = DemoConfig().size
+    arm = trial.ARMS["pairs"]
+
+    def places(**changes):
+        one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(size, **changes), 1)
+        return one.folder("candidates", one.size.prompts, one.size.candidates), one.mined("pairs", arm)
+
+    candidates, pairs = places()
+    assert places() == (candidates, pairs)
+    for changes in ({"prompts": 7}, {"candidates": 3}, {"solver_steps": 5}):
+        assert not set(places(**changes)) & {candidates, pairs}
+    for changes in ({"mode": "sum"}, {"steps": 9}, {"per_prompt": 1}, {"train": ("preference.anchor=0",)}):
+        again, others = places(**changes)
+        assert again == candidates  # the same candidates serve
+        assert others != pairs
 
 
 def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
