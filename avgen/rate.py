@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Literal
 
 import torch
 
@@ -28,6 +29,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, trials: int = 7) -> fl
     """FLOP/s of the best of a few large products; measured once per process."""
     product = matmul(device, dtype)
     return MATMUL_FLOPS[device.type] / min(timed(product, device) for _ in range(trials))
+
+
+@cache
+def faster_precision(device: torch.device) -> Literal["bf16", "fp32"]:
+    """bf16 on accelerators; on a CPU whichever it multiplies faster, since some take twice as long over bf16."""
+    if device.type != "cpu":
+        return "bf16"
+    return "bf16" if matmul_rate(device, torch.bfloat16) >= matmul_rate(device, torch.float32) else "fp32"
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

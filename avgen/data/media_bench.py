@@ -1,7 +1,8 @@
 """`python -m avgen.data.media_bench`: what reading by timestamps costs beside PyAV's decoder alone, in the same run.
 
-Raw is `container.decode()` of picture and sound with every frame made an RGB array, as loaders do. Both use one thread,
-take turns, and are timed in CPU seconds, so that neighbours on the machine do not count.
+Raw is `container.decode()` of picture and sound with every frame made an RGB array and dropped; kept, written into the
+one array that a reader has to return. All use one thread, take turns, and are timed in CPU seconds, so that neighbours
+on the machine do not count.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import av
+import numpy as np
 from rich.console import Console
 
 from avgen import command
@@ -34,16 +36,21 @@ class BenchConfig:
     repeats: int = 7  # turns, of which the median counts
 
 
-def raw(path: Path, convert: bool) -> int:
-    """Frames decoded by PyAV alone, in one thread."""
+def raw(path: Path, convert: bool, keep: int = 0) -> int:
+    """Frames decoded by PyAV alone, in one thread; the first so many are kept."""
     frames = 0
+    kept: np.ndarray | None = None
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "NONE"
         for frame in container.decode(*container.streams):
             if isinstance(frame, av.VideoFrame):
                 frames += 1
                 if convert:
-                    frame.to_ndarray(format="rgb24")
+                    picture = frame.to_ndarray(format="rgb24")
+                    if kept is None:
+                        kept = np.empty((keep, *picture.shape), np.uint8)
+                    if frames <= keep:
+                        kept[frames - 1] = picture
             elif convert:
                 frame.to_ndarray()
     return frames
@@ -76,16 +83,22 @@ def main(argv: list[str] | None = None) -> int:
         ways: dict[str, Callable[[], Any]] = {
             "decode alone": partial(raw, path, False),
             "raw": partial(raw, path, True),
+            "kept": partial(raw, path, True, count),
             "fast": partial(read_clip, path, size=config.size, chroma="fast", threads=1),
             "full": partial(read_clip, path, size=config.size, chroma="full", threads=1),
         }
         turns = [{name: timed(work) for name, work in ways.items()} for _ in range(config.repeats)]
         cost = {name: median(turn[name] for turn in turns) for name in ways}
-        ratio = {name: median(turn["raw"] / turn[name] for turn in turns) for name in ("fast", "full")}
+        rates = [
+            f"of {base}'s rate: "
+            + ", ".join(f"{name} {median(turn[base] / turn[name] for turn in turns):.2f}" for name in ("fast", "full"))
+            for base in ("raw", "kept")
+        ]
         console.print(
             f"{path.name:<32} {count} frames: ms a frame "
             + ", ".join(f"{name} {1e3 * seconds / count:.3f}" for name, seconds in cost.items())
-            + f"; of raw's rate: fast {ratio['fast']:.2f}, full {ratio['full']:.2f}",
+            + "; "
+            + "; ".join(rates),
             highlight=False,
             soft_wrap=True,
         )

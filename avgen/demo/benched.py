@@ -31,7 +31,7 @@ class Benched:
 
 def toybench(config: DemoConfig, run: TrainConfig, console: Console) -> Benched:
     """Prompts, clips, scores and page; each command goes on where it stopped, and a finished one does little."""
-    sampling = [f"batch={BATCH}", "precision=bf16", *([f"solver.steps={QUICK_STEPS}"] if config.quick else [])]
+    sampling = [f"batch={BATCH}", "precision=auto", *([f"solver.steps={QUICK_STEPS}"] if config.quick else [])]
     folder = config.out / "toybench" / fingerprint((run.out.name, config.toybench_prompts, sampling))[:8]
     prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
     count = f"limit={config.toybench_prompts}"

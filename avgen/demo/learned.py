@@ -95,7 +95,7 @@ def train(config: DemoConfig, console: Console) -> tuple[TrainConfig, float]:
 def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[list[Answers], float]:
     """Every task over unseen items, and over unseen combinations if asked for; seconds per clip made and read."""
     solver = SolverConfig(steps=QUICK_STEPS) if config.quick else SolverConfig()
-    method = Method(solver, Guidance(*(ModalityGuidance(text=TEXT_GUIDANCE),) * 2), precision="bf16")
+    method = Method(solver, Guidance(*(ModalityGuidance(text=TEXT_GUIDANCE),) * 2), precision="auto")
     pipeline = open_pipeline(run.out)
     columns = (
         TextColumn("{task.description}"),

@@ -138,7 +138,7 @@ class Trial:
     def sampled(self, model: Path, prompts: Path, clips: Path, each: int) -> float:
         how = (f"samples={each}", f"seed={self.seed * 1000}", f"solver.steps={self.size.solver_steps}")
         words = ("sample", f"model={model}", f"prompts={prompts}", f"out={clips}", *how, f"batch={BATCH}")
-        return self.ledger.run([*words, "precision=bf16"], self.processes)
+        return self.ledger.run([*words, "precision=auto"], self.processes)
 
     def scored(self, prompts: Path, clips: Path, scores: Path, metrics: str) -> float:
         asked = ("suite=plain", f"prompts={prompts}", f"clips={clips}", f"metrics={metrics}", f"out={scores}")

@@ -57,14 +57,14 @@ def clean_batch(pipeline: AVPipeline, size: int) -> Batch:
 def start(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
     """From a shell to a clip on the disk: interpreter, libraries, model, one clip."""
     with tempfile.TemporaryDirectory() as out:
-        words = [f"model={config.model}", f"prompt={CAPTION}", f"out={out}", "precision=bf16"]
+        words = [f"model={config.model}", f"prompt={CAPTION}", f"out={out}", "precision=auto"]
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "avgen.sample", *words], check=True, capture_output=True)
         yield "cold start to first clip", f"{time.perf_counter() - began:.1f} s"
-    size, method = 16, Method(precision="bf16")
+    size, method = 16, Method(precision="auto").settled(pipeline.model.device)
     began = time.perf_counter()
     pipeline.make([Request(CAPTION, seed=i) for i in range(size)], "t2av", pipeline.trained_form, method)
-    yield f"clips per minute, bf16, batch {size}", f"{60 * size / (time.perf_counter() - began):.1f}"
+    yield f"clips per minute, {method.precision}, batch {size}", f"{60 * size / (time.perf_counter() - began):.1f}"
 
 
 @torch.no_grad()

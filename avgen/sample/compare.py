@@ -38,7 +38,7 @@ class CompareConfig:
     solver: SolverConfig = field(default_factory=SolverConfig)
     guidance: Guidance = field(default_factory=Guidance)
     against: Guidance = field(default_factory=Guidance)  # the other way
-    precision: Precision = "bf16"  # of matrix products, by autocast
+    precision: Precision = "auto"  # of matrix products, by autocast
 
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1:

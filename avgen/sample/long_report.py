@@ -47,7 +47,7 @@ class LongConfig:
     batch: int = 8  # clips made at once
     solver: SolverConfig = field(default_factory=SolverConfig)
     guidance: Guidance = field(default_factory=Guidance)
-    precision: Precision = "bf16"  # of matrix products, by autocast
+    precision: Precision = "auto"  # of matrix products, by autocast
 
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1 or self.times < 2:

@@ -177,6 +177,7 @@ class AVPipeline(DiffusionPipeline):
         after_step: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Made]:
         """`make`, from media that have been read."""
+        method = method.settled(self.model.device)
         method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
         method.cache.check(len(self.model.blocks))
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)

@@ -38,7 +38,7 @@ class ScoresConfig:
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
     solver: SolverConfig = field(default_factory=SolverConfig)
     guidance: Guidance = field(default_factory=Guidance)
-    precision: Precision = "bf16"  # of matrix products, by autocast
+    precision: Precision = "auto"  # of matrix products, by autocast
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:

@@ -241,9 +241,8 @@ class OptimizerConfig:
     kind: Literal["adamw", "muon"] = "muon"  # muon: for the matrices of the blocks, AdamW for everything else
     lr: float = 1e-3  # of AdamW
     muon_lr: float = 2e-2  # of Muon's orthogonalised updates
-    muon_precision: Literal["bf16", "fp32"] = (
-        "bf16"  # of its iterations; fp32 where runs of 1 and 2 processes must agree
-    )
+    # of its iterations; auto: the faster one here, fp32: where runs of 1 and 2 processes must agree
+    muon_precision: Literal["auto", "bf16", "fp32"] = "bf16"
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW: memory of the mean and of the square
     eps: float = 1e-8  # of AdamW: gradients much smaller than this move nothing
     weight_decay: float = 0.0  # of every matrix, per unit of learning rate
@@ -398,8 +397,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     accumulate: int = 1  # micro-batches per optimiser step
-    # of matrix products, by autocast; weights and optimiser stay float32, and fp16 scales its loss
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    # of matrix products, by autocast; weights and optimiser stay float32, and fp16 scales its loss; auto: bf16, or fp32
+    # on a CPU that multiplies that faster
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False  # torch.compile every block; wants a C++ compiler on the CPU
     checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
     ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
@@ -470,9 +470,27 @@ class TrainConfig:
         return sorted({name for mix in (self.tasks, *(stage.tasks for stage in self.task_stages)) for name in mix})
 
     @property
+    def settled(self) -> bool:
+        """Whether every precision is said."""
+        return "auto" not in (self.precision, self.optimizer.muon_precision)
+
+    def settle(self, faster: str) -> TrainConfig:
+        """With bf16 or fp32, whichever is faster, in place of `auto`."""
+        precision, muon = (faster if p == "auto" else p for p in (self.precision, self.optimizer.muon_precision))
+        settled = {"precision": precision, "optimizer": replace(self.optimizer, muon_precision=muon)}  # type: ignore[arg-type]
+        return replace(self, **settled)  # type: ignore[arg-type]
+
+    @property
+    def products(self) -> Literal["fp32", "bf16", "fp16"]:
+        """What matrices are multiplied in."""
+        if self.precision == "auto":
+            raise ValueError("precision=auto is settled where a run begins, on the device that it runs on")
+        return self.precision
+
+    @property
     def half(self) -> torch.dtype | None:
         """The type of matrix products, None for float32."""
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.products]
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, self.half, enabled=self.half is not None)

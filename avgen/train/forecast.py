@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +28,7 @@ from avgen.plan import (
     plan,
     rate_of,
 )
+from avgen.rate import faster_precision
 from avgen.tasks import NOTHING, in_training
 from avgen.train.config import TrainConfig
 
@@ -52,6 +54,13 @@ class ForecastConfig:
         if self.processes < 1:
             raise ValueError(f"processes={self.processes} must be at least 1")
 
+    def settled(self, config: TrainConfig) -> TrainConfig:
+        """As the run would settle its precision on that device."""
+        if config.settled:
+            return config
+        measured = self.device == "here" and self.device_tflops is None and not torch.cuda.is_available()
+        return config.settle(faster_precision(torch.device("cpu")) if measured else "bf16")
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -69,6 +78,7 @@ class Forecast:
 
 def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Forecast]:
     """One per shape of the recipe's clips."""
+    config = given.settled(config)
     tasks = [in_training(name, head_s=1.0) for name in config.task_names]
     partial = any(stream not in (None, NOTHING) for task in tasks for stream in (task.video, task.audio))
     data = config.data
@@ -87,7 +97,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
             caption_tokens=given.caption_tokens,
             levels=2 if partial else 1,
             ragged=data.ragged or any(None in (task.video, task.audio) for task in tasks),
-            dtype=config.precision,
+            dtype=config.products,
             checkpointing=config.checkpointing,
             optimizer_kind=config.optimizer.kind,
             shard=shard,
@@ -111,7 +121,8 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
 
 def show(config: TrainConfig, given: ForecastConfig, console: Console) -> None:
     """Print the forecast."""
-    first = PlanConfig(config.model, 1, 1, 1.0, 1.0, dtype=config.precision, device=given.device)
+    config = given.settled(config)
+    first = PlanConfig(config.model, 1, 1, 1.0, 1.0, dtype=config.products, device=given.device)
     rate = rate_of(replace(first, device_tflops=given.device_tflops))
     found = forecasts(config, given, rate)
     largest = max(found, key=lambda f: f.one.memory.total)

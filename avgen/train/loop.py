@@ -43,6 +43,7 @@ def train(
         raise ValueError(f"samples.every={config.samples.every} needs the codecs of the latents: set samples.every=0")
     held_before = record.held_bytes()
     run = prepare(config)
+    config = run.config
     record.begin(config, run.accelerator)
     share = Share(config.batch, config.accumulate, run.processes.reader, run.processes.readers)
     journal = Journal(config, run.accelerator, run.step)

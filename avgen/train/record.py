@@ -97,7 +97,7 @@ def finish(config: TrainConfig, accelerator: Accelerator, meter: Meter, held_bef
     held = 0.0 if meter.device.type == "cuda" else held_before / 2**30  # a GPU's memory is counted from nothing
     measured = Outcome(sum(line["seconds"] for line in timed) / steps, max(line["memory_gib"] for line in lines) - held)
     _, shard = config.parallel.mesh(accelerator.num_processes)
-    about = (meter.rate, config.precision, config.checkpointing, meter.device, config.optimizer.kind)
+    about = (meter.rate, config.products, config.checkpointing, meter.device, config.optimizer.kind)
     spread = (shard, config.parallel.context)
     made = {shape: predict(config.model, shape, *about, *spread) for shape in meter.shapes}
     micro_batches = sum(meter.shapes.values())

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from avgen.config import fingerprint
 from avgen.models.dit import AVTransformer
 from avgen.models.lora import add_lora, save_lora
+from avgen.rate import faster_precision
 from avgen.train import checkpoint
 from avgen.train.balance import Balance
 from avgen.train.config import TrainConfig
@@ -95,6 +96,8 @@ def prepare(config: TrainConfig) -> Run:
     # without cpu=True accelerate takes the processes that torchrun starts on CPUs for strangers, without a word
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     processes = Processes.of(accelerator, config.parallel.context)
+    if not config.settled:
+        config = config.settle(processes.agreed(faster_precision(accelerator.device)))
     model = built(config)
     model.set_checkpointing(config.checkpointing)
     wrapped = spread(model, config.parallel, accelerator, config.half)

@@ -22,7 +22,7 @@ RATE = Rate(1.0, "given")
 
 
 def recipe(**changes):
-    return replace(load(TrainConfig, "train", ["recipe=toybox"]), **changes)
+    return replace(load(TrainConfig, "train", ["recipe=toybox", "precision=bf16"]), **changes)
 
 
 def one(config, **given):
