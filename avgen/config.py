@@ -356,7 +356,7 @@ def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_d
     home = root.parent if root else folders[0]  # Hydra wants the primary file in its first folder
     others = [folder for folder in folders if folder != home]
     offered = groups(name, config_dir)
-    composing, texts = _checked(cls, overrides, offered)
+    composing, texts, mappings = _checked(cls, overrides, offered)
     if others:
         composing = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in others)}]", *composing]
     try:
@@ -369,6 +369,8 @@ def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_d
         marks = {f"\0{i}\0": text for i, (_, text) in enumerate(texts)}
         for (key, _), mark in zip(texts, marks, strict=True):
             OmegaConf.update(config, key, mark, force_add=True)
+        for key, value in mappings:
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
         mapping = _filled(OmegaConf.to_container(config, resolve=True, throw_on_missing=False), marks)
     except (HydraException, OmegaConfBaseException) as refused:
         what = f"{name}.yaml does not compose" if name else "the keys do not compose"
@@ -396,12 +398,14 @@ def _filled(value: Any, marks: Mapping[str, str]) -> Any:
 
 def _checked(
     cls: type, overrides: Sequence[str], offered: Mapping[str, list[str]]
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Overrides for Hydra, and those of text keys, whose value is taken as typed: a prompt may hold commas."""
+) -> tuple[list[str], list[tuple[str, str]], list[tuple[str, Any]]]:
+    """Overrides for Hydra; those of text keys, whose value is taken as typed: a prompt may hold commas; and those of
+    mappings whose keys are free, which a mapping replaces: Hydra would mix the tasks given with the recipe's."""
     schema = {leaf.key: leaf for leaf in leaves(cls)}
     sections = {key.rsplit(".", i)[0] for key in schema for i in range(1, key.count(".") + 1)}
     composing: list[str] = []
     texts: list[tuple[str, str]] = []
+    mappings: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, value = override.partition("=")
         bare = key.lstrip("+~")
@@ -417,12 +421,16 @@ def _checked(
                 texts.append((bare, value))
             else:
                 composing.append(f"++{bare}=null")
+        elif equals and value.startswith("{") and bare in schema and _is_open(schema[bare].hint):
+            mappings.append((bare, _value_of(f"{bare}={value}")))
+        elif any(bare.startswith(f"{replaced}.") for replaced, _ in mappings):
+            mappings.append((bare, _value_of(f"{bare}={value}")))
         elif bare in schema or bare in sections or _inside_open_leaf(bare, schema):
             # a key may stand in the schema alone, which Hydra would call unknown without "++"
             composing.append(_parsed(override if key.startswith("~") else f"++{bare}={value}"))
         else:
             raise ConfigError(bare, f"no such key; {_suggest(bare, [*schema, *offered])}; change {override!r}")
-    return composing, texts
+    return composing, texts, mappings
 
 
 def _parsed(override: str) -> str:
@@ -440,6 +448,13 @@ def _parsed(override: str) -> str:
     return override
 
 
+def _value_of(override: str) -> Any:
+    """As Hydra's grammar reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides([_parsed(override)])[0].value()
+
+
 def _is_text(hint: Any) -> bool:
     members = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     return all(m in (str, Path, type(None)) for m in members)
@@ -448,7 +463,11 @@ def _is_text(hint: Any) -> bool:
 def _inside_open_leaf(key: str, schema: Mapping[str, Leaf]) -> bool:
     """Whether the key lies inside a mapping whose keys the schema leaves open."""
     parents = [key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1)]
-    return any(p in schema and (typing.get_origin(schema[p].hint) in (dict, Mapping)) for p in parents)
+    return any(p in schema and _is_open(schema[p].hint) for p in parents)
+
+
+def _is_open(hint: Any) -> bool:
+    return typing.get_origin(hint) in (dict, Mapping)
 
 
 def _folders(config_dir: Path | None) -> list[Path]:

@@ -207,6 +207,21 @@ def test_files_groups_recipes_and_overrides_compose(folder: Path) -> None:
     assert load(Everything, "job", ["name=a", "table.x=3"], folder).table == {"x": 3.0}
 
 
+def test_a_mapping_replaces_that_of_the_file_and_one_key_is_laid_over_it(folder: Path) -> None:
+    with (folder / "job.yaml").open("a") as file:
+        file.write("table: {x: 1, y: 2}\n")
+
+    def table(*words: str) -> dict[str, float]:
+        return load(Everything, "job", ["name=a", *words], folder).table
+
+    assert table("table={z: 3}") == {"z": 3}
+    assert table("table.x=3") == {"x": 3, "y": 2}
+    assert table("table.x=3", "table={z: 3}", "table.y=4") == {"z": 3, "y": 4}
+    assert table("table={}") == {}
+    with pytest.raises(ConfigError, match=r"table.z: 'x' is a str, float is needed \(from 'table={z: x}'"):
+        table("table={z: x}")
+
+
 @settings(max_examples=40)  # each composes a file
 @given(st.text().filter(lambda t: t not in (config.UNSET, "null") and "\x00" not in t))
 @example("a ${b}, a \\${b} and a \\\\${b}")

@@ -35,7 +35,7 @@ class PreferConfig:
     clips: Path = Path("runs/sample")  # folder that avgen sample wrote: several seeds of every prompt
     results: Path = Path("runs/eval")  # folder that avgen eval wrote about them
     out: Path = Path("runs/pairs")  # folder of pairs.jsonl, mined.json and pairs.html
-    # name -> metrics, what they train, weight and margin; ~reward drops those of configs/prefer.yaml
+    # name -> metrics, what they train, weight and margin; in place of those of reward=
     groups: Mapping[str, Group] = field(default_factory=dict)
     # all: the winner is better in every group; modality: each group has a winner of its own; sum: in the weighted sum
     mode: Literal["all", "modality", "sum"] = "all"
