@@ -421,9 +421,9 @@ def _checked(
                 texts.append((bare, value))
             else:
                 composing.append(f"++{bare}=null")
-        elif equals and value.startswith("{") and bare in schema and _is_open(schema[bare].hint):
-            mappings.append((bare, _value_of(f"{bare}={value}")))
-        elif any(bare.startswith(f"{replaced}.") for replaced, _ in mappings):
+        elif (value.startswith("{") and bare in schema and _is_open(schema[bare].hint)) or any(
+            bare.startswith(f"{replaced}.") for replaced, _ in mappings
+        ):
             mappings.append((bare, _value_of(f"{bare}={value}")))
         elif bare in schema or bare in sections or _inside_open_leaf(bare, schema):
             # a key may stand in the schema alone, which Hydra would call unknown without "++"

@@ -36,7 +36,7 @@ from avgen.types import AudioGeometry, TimeGrid, VideoGeometry
 
 WIDEST = 100  # columns
 # The share of its rate of matrix products that a training step reaches. Of a GPU assumed: well-tuned transformers have
-# 0.3 to 0.5. Of a CPU measured: `utilisation` of recipe=toybox, uncompiled, in bf16 on two x86 cores, median of a run.
+# 0.3 to 0.5. Of a CPU measured: `utilisation` of recipe=toybox, compiled, in bf16 on two x86 cores, median of a run.
 EFFICIENCY = {"cuda": 0.4, "cpu": 0.18}
 KNOWN_BY = {"cuda": "assumed", "cpu": "measured with recipe=toybox"}
 SIZES = ((256, 448), (480, 832), (720, 1280))
@@ -50,6 +50,7 @@ VIDEO_CODECS = {
 }
 AUDIO_CODECS = {
     "LTX-2": AudioGeometry(128, TimeGrid(640, 160), sample_rate_hz=16000, audio_channels=2),
+    "Stable Audio's Oobleck": AudioGeometry(64, TimeGrid(2048, 2048), sample_rate_hz=44100, audio_channels=2),
     "MMAudio 44.1 kHz": AudioGeometry(40, TimeGrid(1024, 1024), sample_rate_hz=44100),
     "embedded": AudioGeometry(32, TimeGrid(800, 800), sample_rate_hz=16000),
 }

@@ -41,7 +41,9 @@ class Encoders:
     text: TextEncoder | None  # None: captions are kept as they are
     device: torch.device
 
-    def header(self, rule: WindowRule, made_by: dict[str, str], codec: dict[str, Any]) -> Header:
+    def header(
+        self, rule: WindowRule, made_by: dict[str, str], codec: dict[str, Any], text: dict[str, Any] | None = None
+    ) -> Header:
         prints = {name: getattr(self, name).fingerprint for name in ("video", "audio", "text") if getattr(self, name)}
         return Header(
             prints | made_by,
@@ -50,6 +52,7 @@ class Encoders:
             self.audio.geometry if self.audio else None,
             self.text.width if self.text else None,
             codec,
+            text,
         )
 
     @torch.no_grad()

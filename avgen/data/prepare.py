@@ -17,10 +17,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import torch
@@ -34,6 +34,7 @@ from avgen.data.store import Header, Store, StoreError
 from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch
 from avgen.data.windows import Cut, WindowRule
 from avgen.models.codec_files import CodecConfig
+from avgen.models.text_files import TextFiles
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,19 +50,6 @@ EXAMPLES = (
     "avgen prepare clips.csv codec=wan21 text.path=google/umt5-xxl out=latents verify=true ...",
     "torchrun --nproc_per_node 8 -m avgen.data.prepare clips.csv codec=wan21 out=latents ...",
 )
-
-
-@dataclass(frozen=True)
-class TextFiles:
-    """A frozen text encoder of transformers."""
-
-    path: str  # folder, or id on the hub
-    subfolder: str = ""  # of a diffusers pipeline: text_encoder
-    max_length: int = 256  # tokens; longer captions are cut
-    layers: tuple[int, ...] = (-1,)  # hidden states side by side: 0 the embeddings, -1 the last
-    fixed_length: bool = False  # every caption padded to max_length, its zeros counted as tokens: as Wan was trained
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights and the work
-    cache: Path | None = None  # folder that keeps features by hash of caption, for other stores too; null: OUT/captions
 
 
 @dataclass(frozen=True)
@@ -145,7 +133,8 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
     count, clips = counted(config.manifest)
     encoders = opened(config, place.device)
     made_by = {"windows": fingerprint(config.windows), "clips": clips}
-    header = encoders.header(config.windows, made_by, to_plain(config.codec))
+    text = None if config.text is None else replace(config.text, cache=None)
+    header = encoders.header(config.windows, made_by, to_plain(config.codec), to_plain(text))
     check_shapes(config, header)
     writer = StoreWriter.begin(config.out, header, -(-count // config.shard_clips))
     mine = range(place.rank, writer.shards, place.ranks)
@@ -233,19 +222,9 @@ def opened(config: PrepareConfig, device: torch.device) -> Encoders:
     text = None
     if config.text is not None:
         from avgen.models.caption_cache import CachedText
-        from avgen.models.encoders import TransformersText
+        from avgen.models.encoders import open_text
 
-        asked = config.text
-        encoder = TransformersText.load(
-            asked.path,
-            asked.max_length,
-            asked.layers,
-            asked.fixed_length,
-            getattr(torch, asked.dtype),
-            device,
-            asked.subfolder,
-        )
-        text = CachedText(encoder, asked.cache or config.out / CAPTIONS)
+        text = CachedText(open_text(config.text, device), config.text.cache or config.out / CAPTIONS)
     for codec in (video, audio):
         if isinstance(codec, torch.nn.Module):
             codec.to(device)

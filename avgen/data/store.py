@@ -49,6 +49,7 @@ class Header:
     audio: AudioGeometry | None = None
     text_width: int | None = None  # of caption features; None: captions alone are kept
     codec: Mapping[str, Any] = field(default_factory=dict)  # how the codecs are built again, to decode
+    text: Mapping[str, Any] | None = None  # how the captions' encoder is built again, to sample; None without one
     format: int = FORMAT
     prepared: int = PREPARED
 

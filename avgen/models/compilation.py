@@ -56,9 +56,9 @@ class ShapeBudget:
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         shape = signature(args[0])
         if shape not in self.seen and len(self.seen) == self.max_shapes:
-            raise RuntimeError(
+            raise ValueError(
                 f"a batch of a new shape would be number {self.max_shapes + 1}, but max_shapes={self.max_shapes}: "
-                f"pad to fewer shapes, or raise max_shapes (each costs a compilation); the shape: {shape}"
+                f"each costs a compilation; read clips of fewer shapes, or set compile=false; the shape: {shape}"
             )
         self.seen.add(shape)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from avgen.models.identity import fingerprint_of
+from avgen.models.text_files import TextFiles
 from avgen.types import Text
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,11 @@ class TransformersText:
         return cls(body.to(device), tokenizer, max_length, layers, fixed_length)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What builds it again around its model and tokenizer."""
+        return {"max_length": self.max_length, "layers": list(self.layers), "fixed_length": self.fixed_length}
+
+    @property
     def width(self) -> int:
         return self.config.hidden_size * len(self.layers)
 
@@ -185,6 +191,12 @@ class TransformersText:
         if not -count - 1 <= layer <= count:
             raise ValueError(f"layers={layer}: hidden states go from 0 (embeddings) to {count}, or back from -1")
         return layer % (count + 1)
+
+
+def open_text(files: TextFiles, device: torch.device | str = "cpu") -> TransformersText:
+    dtype = getattr(torch, files.dtype)
+    how = (files.max_length, files.layers, files.fixed_length, dtype, device, files.subfolder)
+    return TransformersText.load(files.path, *how)
 
 
 def tokenizer_in(path: str | Path, subfolder: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
@@ -13,8 +14,12 @@ from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.fit_codecs import load_or_fit
 from avgen.models.lora import fold_lora, load_lora
+from avgen.models.text_files import TextFiles
 from avgen.sample.pipeline import AVPipeline
 from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
+
+if TYPE_CHECKING:
+    from avgen.models.encoders import TransformersText
 
 
 def open_pipeline(path: Path) -> AVPipeline:
@@ -51,7 +56,7 @@ def pipeline_for(config: TrainConfig, model: AVTransformer) -> AVPipeline:
         made_by = open_pipeline(config.data.pipeline)
         made_by.register_modules(model=model)
         return made_by
-    return pipeline_of(config, model, *codecs_for(config.data))
+    return pipeline_of(config, model, *codecs_for(config.data), captions_for(config.data))
 
 
 def codecs_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec]:
@@ -64,7 +69,38 @@ def codecs_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec]:
     return load_or_fit(data.codecs, data.world, data.fit_clips)
 
 
-def pipeline_of(config: TrainConfig, model: AVTransformer, video: VideoCodec, audio: AudioCodec) -> AVPipeline:
+def captions_for(data: ToyboxData | StoreData) -> TransformersText | None:
+    """The frozen encoder of the captions that a run was trained on; None where the model reads their bytes."""
+    if not isinstance(data, StoreData):
+        return None
+    from avgen.data.store import Store, StoreError
+    from avgen.models.encoders import open_text
+
+    header = Store.open(data.path).header
+    if header.text_width is None:
+        return None
+    if header.text is None:
+        raise StoreError(
+            f"{data.path} does not say which encoder its captions went through, since an earlier avgen prepared it: "
+            "prepare it again, or build an AVPipeline with text_encoder and tokenizer"
+        )
+    files = build(TextFiles, header.text)
+    encoder = open_text(files)
+    if encoder.fingerprint != header.made_by["text"]:
+        raise StoreError(
+            f"{data.path} was prepared with another text encoder ({header.made_by['text']}) than now lies in "
+            f"{files.path} ({encoder.fingerprint}): put it back, or prepare again"
+        )
+    return encoder
+
+
+def pipeline_of(
+    config: TrainConfig,
+    model: AVTransformer,
+    video: VideoCodec,
+    audio: AudioCodec,
+    captions: TransformersText | None = None,
+) -> AVPipeline:
     """The pipeline of a training run; `save_pretrained` writes its folder."""
     form = next((form for form in config.data.forms if form.height is not None), None)
     if form is None or form.height is None or form.width is None or form.fps is None:
@@ -73,6 +109,9 @@ def pipeline_of(config: TrainConfig, model: AVTransformer, video: VideoCodec, au
         model,
         video,  # type: ignore[arg-type]
         audio,  # type: ignore[arg-type]
+        text_encoder=captions and captions.body,
+        tokenizer=captions and captions.tokenizer,
+        text=captions and captions.settings,
         height=form.height,
         width=form.width,
         fps=form.fps,

@@ -115,7 +115,7 @@ def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
 
     files = build(CodecConfig, store.header.codec)
     if files.video is None or files.audio is None:
-        raise ConfigError("samples.every", f"{store.path} has one modality alone, samples need both: set it to 0")
+        raise StoreError(f"{store.path} holds one modality alone, and made clips have both: train with samples.every=0")
     video, audio = open_video_codec(files.video), open_audio_codec(files.audio)
     for name, codec in (("video", video), ("audio", audio)):
         if codec.fingerprint != store.header.made_by[name]:

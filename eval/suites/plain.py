@@ -1,7 +1,8 @@
 """Anybody's own prompts: csv or jsonl.
 
 Fields: text (or prompt), id, video_text, audio_text, speech, first_frame, reference, and tags: a mapping of axis to
-category or categories in jsonl, columns named tag_AXIS (categories separated by |) in csv.
+category or categories in jsonl, columns named tag_AXIS (categories separated by |) in csv. The fields of a prompt file
+of `avgen sample` may stand there too: image is the first frame; video, audio and seed say nothing here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from eval.record import Prompt, Utterance
 from eval.suites.rows import Row, csv_rows, jsonl_rows
 
 KNOWN = ("id", "text", "prompt", "video_text", "audio_text", "speech", "first_frame", "reference", "tags")
+OF_SAMPLE = ("image", "video", "audio", "seed")
 
 
 def read(file: Path) -> Iterator[Prompt]:
@@ -20,7 +22,7 @@ def read(file: Path) -> Iterator[Prompt]:
     if file.suffix.lower() not in kinds:
         raise ValueError(f"prompts={file} must be a .csv or .jsonl file")
     for i, row in enumerate(kinds[file.suffix.lower()](file)):
-        unknown = [name for name in row.values if name not in KNOWN and not name.startswith("tag_")]
+        unknown = [name for name in row.values if name not in (*KNOWN, *OF_SAMPLE) and not name.startswith("tag_")]
         if unknown:
             raise row.error(f"no field {unknown[0]!r}; known: {', '.join(KNOWN)} and tag_AXIS")
         yield Prompt(
@@ -29,7 +31,7 @@ def read(file: Path) -> Iterator[Prompt]:
             video_text=row.text("video_text"),
             audio_text=row.text("audio_text"),
             speech=tuple(Utterance(said) for said in row.many("speech")),
-            first_frame=row.path("first_frame"),
+            first_frame=row.path("first_frame", "image"),
             reference=row.path("reference"),
             tags=tags(row),
         )

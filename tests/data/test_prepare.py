@@ -20,7 +20,7 @@ from avgen.config import ConfigError
 from avgen.data.encode import features
 from avgen.data.manifest import read_manifest
 from avgen.data.media import read_clip, write_clip
-from avgen.data.prepare import Place, PrepareConfig, TextFiles, main, prepare
+from avgen.data.prepare import Place, PrepareConfig, main, prepare
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.store_source import StoreSource
 from avgen.data.store_write import Digest, content_of
@@ -31,6 +31,7 @@ from avgen.models.codec_files import CodecConfig, CodecFiles
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
 from avgen.models.opening import open_audio_codec, open_video_codec
+from avgen.models.text_files import TextFiles
 from avgen.types import Text
 from tests.data.nursery import Nursery
 from tests.train.factory import quiet

@@ -141,6 +141,13 @@ def test_plain_files_in_both_forms_say_the_same(tmp_path: Path) -> None:
     assert read_suite("plain", csv).prompts[0].tags == {"place": ("church", "town")}
 
 
+def test_a_prompt_file_of_sample_is_a_suite(tmp_path: Path) -> None:
+    """So candidates of any task are scored by the file that they were made from."""
+    rows = "id,prompt,image,video,seed\nx,A bell,first.png,,3\ny,A lamp,,whole.mp4,4\n"
+    one, other = read_suite("plain", written(tmp_path, "a.csv", rows)).prompts
+    assert (one.id, one.text, one.first_frame, other.first_frame) == ("x", "A bell", tmp_path / "first.png", None)
+
+
 @pytest.mark.parametrize(
     ("suite", "content", "words"),
     [

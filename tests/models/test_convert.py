@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
+from avgen.config import load
 from avgen.models.architecture import BridgeConfig, ModelConfig, TextConfig, TowerConfig
 from avgen.models.convert import (
     export_wan,
@@ -23,6 +24,7 @@ from avgen.models.convert import (
     wan_state,
 )
 from avgen.models.dit import AVTransformer
+from avgen.train.config import TrainConfig
 from avgen.types import AudioGeometry, Batch, Stream, Text, TimeGrid, VideoGeometry
 from tests.models.factory import scatter
 
@@ -298,3 +300,35 @@ def test_wan_from_its_folder_or_a_pipelines(tmp_path) -> None:
     wan.save_pretrained(tmp_path / "damaged")
     with pytest.raises(ValueError, match=r"damaged.*missing: blocks\.0\.norm2\.bias, blocks\.0\.norm2\.weight"):
         graft_wan(tmp_path / "damaged", FPS, None)
+
+
+WAN_1_3B = {  # as published in Wan-AI/Wan2.1-T2V-1.3B-Diffusers, transformer/config.json
+    "added_kv_proj_dim": None,
+    "attention_head_dim": 128,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "ffn_dim": 8960,
+    "freq_dim": 256,
+    "image_dim": None,
+    "in_channels": 16,
+    "num_attention_heads": 12,
+    "num_layers": 30,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "pos_embed_seq_len": None,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 1024,
+    "text_dim": 4096,
+}
+
+
+@pytest.mark.parametrize("recipe", ["base_av_audio", "base_av"])
+def test_what_a_graft_saves_is_what_the_base_recipes_start_from(recipe):
+    """The way docs/graft.md grafts; a run refuses to start from another model than its own."""
+    words = [f"recipe={recipe}", "data.path=latents", "start=grafted"]
+    wanted = load(TrainConfig, "train", words).model
+    assert tower_config_of_wan(WAN_1_3B, FPS) == wanted.video
+    assert TowerConfig(channels=64, width=768, heads=12, depth=30) == wanted.audio
+    assert BridgeConfig(heads=12) == wanted.bridge
+    assert TextConfig(kind="features", width=WAN_1_3B["text_dim"]) == wanted.text
+    assert wanted.coupling == "cross"

@@ -321,7 +321,7 @@ def test_compilation_refuses_more_shapes_than_it_was_told():
     net.compile_blocks(max_shapes=2)
     for frames in (2, 3):
         net(replace(batch(frames=frames), audio=None))
-    with pytest.raises(RuntimeError, match="max_shapes"):
+    with pytest.raises(ValueError, match="max_shapes"):
         net(replace(batch(frames=4), audio=None))
 
 
