@@ -18,6 +18,7 @@ EXAMPLES = (
     "avgen sample model=runs/toybox prompts=prompts.jsonl samples=6 out=runs/candidates",
     "avgen eval suite=plain prompts=prompts.jsonl clips=runs/candidates 'metrics=[toybox]' out=runs/candidates_eval",
     "avgen prefer clips=runs/candidates results=runs/candidates_eval out=runs/pairs",
+    "avgen prefer pool clips=runs/candidates exchanged=1 out=runs/pool",
     "avgen prefer label pairs=runs/pairs name=ann",
     "avgen train recipe=toybox_dpo data.pairs=runs/pairs",
 )
@@ -29,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         from avgen.prefer.label import main as label
 
         return label(words[1:])
+    if words[:1] == ["pool"]:
+        from avgen.prefer.pool import main as pool
+
+        return pool(words[1:])
     config = command.configure(PreferConfig, "prefer", words, "mine pairs of better and worse clips", EXAMPLES)
     from rich.console import Console
 

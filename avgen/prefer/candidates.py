@@ -35,6 +35,8 @@ class Candidate:
     file: Path
     sha256: str
     model: str
+    picture: int = 0  # seed of the candidate whose picture it has
+    sound: int = 0  # and whose sound: its own seed but where they were exchanged
     values: Mapping[str, float] = field(default_factory=dict)  # metric -> value, where there is one
     why_not: Mapping[str, str] = field(default_factory=dict)  # metric -> status and reason, where there is none
 
@@ -116,6 +118,8 @@ def checked(said: Mapping[str, Any] | None, line: Mapping[str, Any], clips: Path
         file=file,
         sha256=line["sha256"],
         model=said.get("model", ""),
+        picture=int(said.get("picture_of", line["seed"])),
+        sound=int(said.get("sound_of", line["seed"])),
         values={name: cell["value"] for name, cell in cells.items() if cell["status"] == "ok"},
         why_not={
             name: f"{cell['status'].replace('_', ' ')}: {cell.get('reason', '')}"

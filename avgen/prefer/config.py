@@ -42,6 +42,8 @@ class PreferConfig:
     normalise: Literal["pool", "prompt"] = "pool"  # standard deviations of all clips, or of each prompt's own
     margin: float = 0.0  # what a winner must be ahead by in the weighted sum of the groups, in standard deviations
     per_prompt: int = 1  # most pairs of a prompt and group; no clip is in two of them
+    # what the two clips of a pair must have in common, where avgen prefer pool exchanged sounds
+    shared: Literal["nothing", "picture", "sound", "either"] = "nothing"
     shown: int = 24  # pairs on the page
 
     def __post_init__(self) -> None:

@@ -161,7 +161,7 @@ def best(
     ranked = []
     for better, worse in permutations(judged, 2):
         gaps = gaps_of(better, worse, names)
-        if gaps and beats(gaps, config):
+        if gaps and share(better.clip, worse.clip, config) and beats(gaps, config):
             ranked.append((better.clip, worse.clip, gaps))
     ranked.sort(key=lambda row: (-total(row[2], config), row[0].seed, row[1].seed))
     used: set[int] = set()
@@ -169,6 +169,12 @@ def best(
         if len(used) < 2 * config.per_prompt and not {winner.seed, loser.seed} & used:
             used |= {winner.seed, loser.seed}
             yield winner, loser, gaps
+
+
+def share(one: Candidate, other: Candidate, config: PreferConfig) -> bool:
+    """Whether the two have in common what they must have."""
+    alike = {"picture": one.picture == other.picture, "sound": one.sound == other.sound, "nothing": True}
+    return any(alike[what] for what in (("picture", "sound") if config.shared == "either" else (config.shared,)))
 
 
 def gaps_of(winner: Judged, loser: Judged, names: Sequence[str]) -> dict[str, float]:
@@ -190,7 +196,10 @@ def why_none(judged: Sequence[Judged], trains: tuple[Modality, ...], names: Sequ
     """Why no two clips of a prompt make a pair."""
     if not set(trains) & set(generated(judged[0].clip.task)):
         return f"the task makes no {' or '.join(trains)}"
-    both = [gaps_of(one, other, names) for one, other in combinations(judged, 2)]
+    met = [(one, other) for one, other in combinations(judged, 2) if share(one.clip, other.clip, config)]
+    if not met:
+        return f"no two clips share {'picture or sound' if config.shared == 'either' else 'their ' + config.shared}"
+    both = [gaps_of(one, other, names) for one, other in met]
     if not any(both):
         return "no metric of the groups has a value"
     if all(abs(gap) <= EQUAL for gaps in both for gap in gaps.values()):

@@ -1,0 +1,189 @@
+"""`avgen prefer pool`: candidates beside others to compare them with: real clips, and clips with exchanged sounds.
+
+A pool is a folder like one of `avgen sample`: the candidates themselves, and further clips of the same prompts, with
+seeds below 0. `avgen eval` scores all of them and `avgen prefer` mines pairs of them. A clip with an exchanged sound
+differs from the candidate in one thing alone, whether picture and sound belong together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from avgen import command
+from avgen.prefer.pairs import MODALITIES, generated
+from avgen.sample.jobs import FILE_KINDS, MANIFEST, SCHEMA, read_manifest
+
+EXAMPLES = (
+    "avgen prefer pool clips=runs/candidates exchanged=1 out=runs/pool",
+    "avgen prefer pool clips=runs/candidates real=clips.csv out=runs/pool",
+)
+ASKED = ("prompt", "id", "task", "duration_s", "fps", "height", "width", *FILE_KINDS)  # of a line: what was asked for
+FORM = ("duration_s", "fps", "height", "width")
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Candidates, and what joins them."""
+
+    clips: Path = Path("runs/sample")  # folder that avgen sample wrote
+    out: Path = Path("runs/pool")  # folder of all clips and their manifest
+    real: Path | None = None  # manifest or folder of real clips: each joins the prompts that are one of its captions
+    exchanged: int = 0  # copies of each candidate, each with the sound of another one of its prompt
+
+    def __post_init__(self) -> None:
+        if self.exchanged < 0:
+            raise ValueError(f"exchanged={self.exchanged} cannot be negative")
+        if self.real is None and not self.exchanged:
+            raise ValueError("real is null and exchanged is 0: nothing would join the candidates")
+        if self.out.resolve() == self.clips.resolve():
+            raise ValueError(f"out={self.out} must be another folder than clips, whose manifest is avgen sample's")
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """How many clips there are of each sort, and what could not join."""
+
+    candidates: int
+    real: int
+    exchanged: int
+    notes: tuple[str, ...]
+
+
+def pool(config: PoolConfig) -> Pooled:
+    """Make what is not there yet; the manifest is written last, so a folder that has one is whole."""
+    lines = [line for line in read_manifest(config.clips) if (config.clips / line["file"]).is_file()]
+    if not lines:
+        raise ValueError(f"clips={config.clips} holds no {MANIFEST} with a clip: give a folder that avgen sample wrote")
+    config.out.mkdir(parents=True, exist_ok=True)
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for line in sorted(lines, key=lambda line: (str(line["id"]), line["seed"])):
+        prompts.setdefault(str(line["id"]), []).append(line)
+    known = real_clips(config.real)
+    made, counts, notes = [], {"real": 0, "exchanged": 0}, []
+    for name, own in prompts.items():
+        made += [linked(config, line) for line in own]
+        joining = [("real", line) for line in real_lines(config, own[0], known.get(own[0]["prompt"], []), notes)]
+        joining += [("exchanged", line) for line in exchanged_lines(config, own)]
+        for number, (sort, line) in enumerate(joining, 1):
+            counts[sort] += 1
+            made.append({**line, "seed": -number})
+        if config.real is not None and own[0]["prompt"] not in known:
+            notes.append(f"{name}: no real clip has its text as a caption")
+    draft = config.out / f".{MANIFEST}.part"
+    draft.write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
+    draft.replace(config.out / MANIFEST)
+    return Pooled(len(lines), counts["real"], counts["exchanged"], tuple(notes))
+
+
+def linked(config: PoolConfig, line: dict[str, Any]) -> dict[str, Any]:
+    """The candidate itself, in the pool's folder: the same file where the file system allows it."""
+    source, file = config.clips / line["file"], config.out / line["file"]
+    if not (file.exists() and file.samefile(source)):
+        file.unlink(missing_ok=True)
+        try:
+            os.link(source, file)
+        except OSError:  # another file system
+            shutil.copy2(source, file)
+    return line
+
+
+def exchanged_lines(config: PoolConfig, own: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of each candidate's picture and the sounds of those after it, around to the first."""
+    from avgen.sample.write import join
+
+    for place, line in enumerate(own):
+        if config.exchanged and generated(line["task"]) != MODALITIES:
+            raise ValueError(
+                f"exchanged={config.exchanged}: {line['id']} was made by task {line['task']}, which is given one of "
+                "picture and sound; only clips that are made of both can exchange them"
+            )
+        for further in range(1, min(config.exchanged, len(own) - 1) + 1):
+            other = own[(place + further) % len(own)]
+            if any(line[key] != other[key] for key in FORM):
+                continue
+            picture, sound = (config.clips / one["file"] for one in (line, other))
+            file = config.out / f"{line['id']}_x{digest(picture, sound)}.mp4"
+            if not file.exists():
+                partial = file.with_name(f".{file.stem}.{os.getpid()}.part.mp4")
+                join(picture, "picture", sound, partial, f"picture of {picture.name}, sound of {sound.name}")
+                partial.replace(file)
+            yield joined(line, file) | {"picture_of": line["seed"], "sound_of": other["seed"]}
+
+
+def real_clips(manifest: Path | None) -> dict[str, list[Any]]:
+    """Records by caption."""
+    from avgen.data.manifest import read_manifest as read_records
+
+    found: dict[str, list[Any]] = {}
+    for record in () if manifest is None else read_records(manifest):
+        for caption in record.captions.joint:
+            found.setdefault(caption, []).append(record)
+    return found
+
+
+def real_lines(
+    config: PoolConfig, asked: dict[str, Any], records: Sequence[Any], notes: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The beginning of each clip, in the candidates' form."""
+    from avgen.data.media import MediaError, read_clip, write_clip
+
+    for record in records:
+        file = config.out / f"{asked['id']}_r{digest(record.path)}_{record.start_s:g}.mp4"
+        try:
+            if not file.exists():
+                end = record.start_s + asked["duration_s"]
+                size = (asked["height"], asked["width"])
+                window = read_clip(
+                    *(record.path, record.start_s, end), fps=asked["fps"], size=size, audio=record.audio_path is None
+                )
+                clip = window.clip
+                short = record.end_s is not None and record.end_s < end
+                if short or window.video_real != ((0, round(asked["duration_s"] * asked["fps"])),):
+                    raise MediaError(f"{record.name} is shorter than the candidates' {asked['duration_s']:g} s")
+                if record.audio_path is not None:
+                    sound = read_clip(record.audio_path, record.start_s, end, video=False, audio=True).clip
+                    clip = replace(clip, audio=sound.audio, sample_rate_hz=sound.sample_rate_hz)
+                write_clip(file, clip, comment=f"real: {record.path.name}")
+        except (MediaError, OSError) as error:
+            notes.append(f"{asked['id']}: {error}")
+            continue
+        yield joined(asked, file) | {"real": str(record.path)}
+
+
+def joined(asked: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A line for a clip that no model made."""
+    made = {"schema": SCHEMA, "name": file.stem, "file": file.name, "model": "", "bytes": file.stat().st_size}
+    return made | {key: asked[key] for key in ASKED if key in asked}
+
+
+def digest(*files: Path) -> str:
+    """So that a clip made of other files is not taken for this one."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()[:12]
+
+
+def main(argv: list[str] | None = None) -> int:
+    config = command.configure(
+        PoolConfig, None, argv, "join candidates with real clips, and with exchanged sounds", EXAMPLES, "prefer pool"
+    )
+    from rich.console import Console
+
+    console = Console()
+    found = pool(config)
+    for note in found.notes:
+        console.print(note, highlight=False, markup=False)
+    console.print(
+        f"{found.candidates} candidates, {found.real} real clips and {found.exchanged} with an exchanged sound are in "
+        f"[bold]{config.out}[/bold]: score them by `avgen eval clips={config.out}`"
+    )
+    return 0
