@@ -66,7 +66,9 @@ def pool(config: PoolConfig) -> Pooled:
     for line in sorted(lines, key=lambda line: (str(line["id"]), line["seed"])):
         prompts.setdefault(str(line["id"]), []).append(line)
     known = real_clips(config.real)
-    made, counts, notes = [], {"real": 0, "exchanged": 0}, []
+    counts = {"real": 0, "exchanged": 0}
+    made: list[dict[str, Any]] = []
+    notes: list[str] = []
     for name, own in prompts.items():
         made += [linked(config, line) for line in own]
         joining = [("real", line) for line in real_lines(config, own[0], known.get(own[0]["prompt"], []), notes)]

@@ -109,9 +109,9 @@ def pipeline_of(
         model,
         video,  # type: ignore[arg-type]
         audio,  # type: ignore[arg-type]
-        text_encoder=captions and captions.body,
-        tokenizer=captions and captions.tokenizer,
-        text=captions and captions.settings,
+        text_encoder=None if captions is None else captions.body,
+        tokenizer=None if captions is None else captions.tokenizer,
+        text=None if captions is None else captions.settings,
         height=form.height,
         width=form.width,
         fps=form.fps,
