@@ -239,6 +239,8 @@ class AVPipeline(DiffusionPipeline):
     def text(self, prompts: Sequence[str]) -> Text:
         """Captions; an empty one is no caption, as the model learned it in training."""
         text = self.captions.encode(prompts)
+        if text.x.is_floating_point():  # of an encoder that may work in another type; training reads float32
+            text = replace(text, x=text.x.float())
         nothing = torch.tensor([not prompt.strip() for prompt in prompts])
         return replace(text, dropped=text.dropped | nothing.to(text.dropped.device))
 

@@ -45,7 +45,7 @@ def encoder(tmp_path_factory):
 def trained(clips, encoder, tmp_path_factory):
     """A run's folder, of two steps."""
     folder = tmp_path_factory.mktemp("featured")
-    text = TextFiles(str(encoder), max_length=24, layers=(-1, -2))
+    text = TextFiles(str(encoder), max_length=24, layers=(-1, -2), dtype="bfloat16")
     assert prepare(settings(clips, folder / "latents", text=text), quiet(), Place()) == 0
     spec = replace(
         MODEL,
