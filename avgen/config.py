@@ -21,6 +21,9 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+if typing.TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
 T = TypeVar("T")
 
 UNSET = "???"  # OmegaConf's mark for a value that has no honest default
@@ -424,7 +427,7 @@ def _checked(
         elif (value.startswith("{") and bare in schema and _is_open(schema[bare].hint)) or any(
             bare.startswith(f"{replaced}.") for replaced, _ in mappings
         ):
-            mappings.append((bare, _value_of(f"{bare}={value}")))
+            mappings.append((bare, _read(f"{bare}={value}").value()))
         elif bare in schema or bare in sections or _inside_open_leaf(bare, schema):
             # a key may stand in the schema alone, which Hydra would call unknown without "++"
             composing.append(_parsed(override if key.startswith("~") else f"++{bare}={value}"))
@@ -435,6 +438,12 @@ def _checked(
 
 def _parsed(override: str) -> str:
     """The override itself, once Hydra's grammar has accepted it."""
+    _read(override)
+    return override
+
+
+def _read(override: str) -> Override:
+    """As Hydra's grammar reads it."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
@@ -445,14 +454,7 @@ def _parsed(override: str) -> str:
         raise ConfigError("", f"{override.lstrip('+')!r} cannot be read: {reason}; put the value in quotes") from None
     if parsed.is_sweep_override():
         raise ConfigError("", f"{override.lstrip('+')!r} lists several values; write a list as [a,b]")
-    return override
-
-
-def _value_of(override: str) -> Any:
-    """As Hydra's grammar reads it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_overrides([_parsed(override)])[0].value()
+    return parsed
 
 
 def _is_text(hint: Any) -> bool:

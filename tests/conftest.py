@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+CLIPS = Path(os.environ.get("AVGEN_CLIPS", "nowhere"))
 
 # Timings vary too much between machines for a deadline; in CI the same examples every time.
 hypothesis.settings.register_profile("local", deadline=None)
@@ -34,7 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def clips_dir() -> Path:
     """The folder of real clips: $AVGEN_CLIPS."""
-    folder = Path(os.environ.get("AVGEN_CLIPS", "nowhere"))
-    if not folder.is_dir():
+    if not CLIPS.is_dir():
         pytest.skip("no real clips here: set AVGEN_CLIPS")
-    return folder
+    return CLIPS

@@ -35,6 +35,9 @@ CACHE_BYTES = 64 << 20
 READ = ("bucket", "captions", "video_mean", "video_std", "audio_mean", "audio_std", "real", "text", "text_tokens")
 
 
+MAKERS = {"video": "video codec", "audio": "audio codec", "text": "text encoder"}  # of made_by, in words
+
+
 class StoreError(ValueError):
     """A store that cannot be read or gone on with; the message says why and what to do."""
 
@@ -176,6 +179,14 @@ class Store:
                 "deleted. Prepare it again, and mix stores by data.mix"
             )
         return cls(where, header, totals)
+
+    def refuse_unless_made_by(self, name: str, found: str, where: str) -> None:
+        """StoreError where what is opened again to go with the rows (`name` of made_by) is not what made them."""
+        if found != self.header.made_by[name]:
+            raise StoreError(
+                f"{self.path} was prepared with another {MAKERS[name]} ({self.header.made_by[name]}) than now lies in "
+                f"{where} ({found}): put it back, or prepare again"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "header": self.header, "totals": self.totals}

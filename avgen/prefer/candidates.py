@@ -112,7 +112,7 @@ def checked(said: Mapping[str, Any] | None, line: Mapping[str, Any], clips: Path
         prompt=str(line["prompt"]),
         text=said["prompt"],
         task=said["task"],
-        form=ClipForm(*(said[name] for name in ("duration_s", "fps", "height", "width"))),
+        form=ClipForm.of(said),
         given=tuple(str(said[kind]) for kind in FILE_KINDS if kind in said),
         seed=int(line["seed"]),
         file=file,

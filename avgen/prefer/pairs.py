@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from avgen.config import ConfigError, build, to_plain
 from avgen.tasks import EVERYTHING, NAMED
@@ -36,6 +36,11 @@ class ClipForm:
     fps: float
     height: int
     width: int
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> ClipForm:
+        """Of a line of the sampler's manifest."""
+        return cls(*(line[f.name] for f in fields(cls)))
 
 
 @dataclass(frozen=True)

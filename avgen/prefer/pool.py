@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.prefer.pairs import MODALITIES, generated
+from avgen.prefer.pairs import MODALITIES, ClipForm, generated
 from avgen.sample.jobs import FILE_KINDS, MANIFEST, SCHEMA, read_manifest
+from avgen.tasks import NAMED
 
 EXAMPLES = (
     "avgen prefer pool clips=runs/candidates exchanged=1 out=runs/pool",
     "avgen prefer pool clips=runs/candidates real=clips.csv out=runs/pool",
 )
 ASKED = ("prompt", "id", "task", "duration_s", "fps", "height", "width", *FILE_KINDS)  # of a line: what was asked for
-FORM = ("duration_s", "fps", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,26 @@ def exchanged_lines(config: PoolConfig, own: Sequence[dict[str, Any]]) -> Iterat
     """Of each candidate's picture and the sounds of those after it, around to the first."""
     from avgen.sample.write import join
 
+    if not config.exchanged:
+        return
+    marks = [digest(config.clips / line["file"]) for line in own]
     for place, line in enumerate(own):
-        if config.exchanged and generated(line["task"]) != MODALITIES:
+        if line["task"] not in NAMED:
+            raise ValueError(f"exchanged={config.exchanged}: task {line['task']} is not trained on pairs")
+        if generated(line["task"]) != MODALITIES:
             raise ValueError(
                 f"exchanged={config.exchanged}: {line['id']} was made by task {line['task']}, which is given one of "
                 "picture and sound; only clips that are made of both can exchange them"
             )
         for further in range(1, min(config.exchanged, len(own) - 1) + 1):
-            other = own[(place + further) % len(own)]
-            if any(line[key] != other[key] for key in FORM):
+            there = (place + further) % len(own)
+            other = own[there]
+            if ClipForm.of(line) != ClipForm.of(other):
                 continue
             picture, sound = (config.clips / one["file"] for one in (line, other))
-            file = config.out / f"{line['id']}_x{digest(picture, sound)}.mp4"
+            file = config.out / f"{line['id']}_x{marks[place]}{marks[there]}.mp4"
             if not file.exists():
-                partial = file.with_name(f".{file.stem}.{os.getpid()}.part.mp4")
-                join(picture, "picture", sound, partial, f"picture of {picture.name}, sound of {sound.name}")
-                partial.replace(file)
+                join(picture, "picture", sound, file, f"picture of {picture.name}, sound of {sound.name}")
             yield joined(line, file) | {"picture_of": line["seed"], "sound_of": other["seed"]}
 
 
@@ -147,7 +151,7 @@ def real_lines(
                 )
                 clip = window.clip
                 short = record.end_s is not None and record.end_s < end
-                if short or window.video_real != ((0, round(asked["duration_s"] * asked["fps"])),):
+                if short or not window.frame_mask().all():
                     raise MediaError(f"{record.name} is shorter than the candidates' {asked['duration_s']:g} s")
                 if record.audio_path is not None:
                     sound = read_clip(record.audio_path, record.start_s, end, video=False, audio=True).clip
@@ -165,13 +169,10 @@ def joined(asked: dict[str, Any], file: Path) -> dict[str, Any]:
     return made | {key: asked[key] for key in ASKED if key in asked}
 
 
-def digest(*files: Path) -> str:
-    """So that a clip made of other files is not taken for this one."""
-    whole = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            whole.update(hashlib.file_digest(opened, "sha256").digest())
-    return whole.hexdigest()[:12]
+def digest(file: Path) -> str:
+    """So that a clip made of another file is not taken for this one."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from avgen.sample.pipeline import AVPipeline
 from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
 
 if TYPE_CHECKING:
+    from avgen.data.store import Store
     from avgen.models.encoders import TransformersText
 
 
@@ -56,41 +57,35 @@ def pipeline_for(config: TrainConfig, model: AVTransformer) -> AVPipeline:
         made_by = open_pipeline(config.data.pipeline)
         made_by.register_modules(model=model)
         return made_by
-    return pipeline_of(config, model, *codecs_for(config.data), captions_for(config.data))
+    return pipeline_of(config, model, *parts_for(config.data))
 
 
-def codecs_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec]:
-    """Those of the latents that a run was trained on."""
+def parts_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec, TransformersText | None]:
+    """The codecs of the latents that a run was trained on, and its captions' frozen encoder if they have one."""
     if isinstance(data, StoreData):
         from avgen.data.store import Store
         from avgen.train.data import codecs_of
 
-        return codecs_of(Store.open(data.path))
-    return load_or_fit(data.codecs, data.world, data.fit_clips)
+        store = Store.open(data.path)
+        return *codecs_of(store), captions_of(store)
+    return *load_or_fit(data.codecs, data.world, data.fit_clips), None
 
 
-def captions_for(data: ToyboxData | StoreData) -> TransformersText | None:
-    """The frozen encoder of the captions that a run was trained on; None where the model reads their bytes."""
-    if not isinstance(data, StoreData):
-        return None
-    from avgen.data.store import Store, StoreError
+def captions_of(store: Store) -> TransformersText | None:
+    """The frozen encoder that a store's captions went through, the very same; None where models read their bytes."""
+    from avgen.data.store import StoreError
     from avgen.models.encoders import open_text
 
-    header = Store.open(data.path).header
-    if header.text_width is None:
+    if store.header.text_width is None:
         return None
-    if header.text is None:
+    if store.header.text is None:
         raise StoreError(
-            f"{data.path} does not say which encoder its captions went through, since an earlier avgen prepared it: "
+            f"{store.path} does not say which encoder its captions went through, since an earlier avgen prepared it: "
             "prepare it again, or build an AVPipeline with text_encoder and tokenizer"
         )
-    files = build(TextFiles, header.text)
+    files = build(TextFiles, store.header.text)
     encoder = open_text(files)
-    if encoder.fingerprint != header.made_by["text"]:
-        raise StoreError(
-            f"{data.path} was prepared with another text encoder ({header.made_by['text']}) than now lies in "
-            f"{files.path} ({encoder.fingerprint}): put it back, or prepare again"
-        )
+    store.refuse_unless_made_by("text", encoder.fingerprint, files.path)
     return encoder
 
 

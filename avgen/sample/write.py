@@ -38,17 +38,14 @@ def write_made(path: Path, made: Made, comment: str) -> str:
         write_clip(path, clip, comment=comment)
         return f"{kind} of {source} encoded anew: {obstacle}"
     partial = path.with_name(f".{path.stem}.{os.getpid()}.made{path.suffix}")
-    joined = path.with_name(f".{path.stem}.{os.getpid()}.joined{path.suffix}")
     try:
         rest = (
             replace(clip, video=None, fps=None) if kind == "picture" else replace(clip, audio=None, sample_rate_hz=None)
         )
         write_clip(partial, rest, comment=comment)
-        join(source, kind, partial, joined, comment)
-        joined.replace(path)
+        join(source, kind, partial, path, comment)
     finally:
         partial.unlink(missing_ok=True)
-        joined.unlink(missing_ok=True)
     return f"{kind} of {source} copied bit for bit"
 
 
@@ -70,7 +67,19 @@ def why_not_copied(source: Path, kind: str, clip: Clip) -> str:
 
 
 def join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
-    """One mp4 of a stream of `source` and everything of `other`, packets untouched, picture first."""
+    """One mp4 of a stream of `source` and the other stream of `other`, packets untouched, picture first.
+
+    Like every file here it takes its name when it is whole.
+    """
+    partial = out.with_name(f".{out.stem}.{os.getpid()}.joined{out.suffix}")
+    try:
+        _join(source, kind, other, partial, comment)
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
     import av
 
     with (

@@ -474,11 +474,12 @@ class TrainConfig:
         """Whether every precision is said."""
         return "auto" not in (self.precision, self.optimizer.muon_precision)
 
-    def settle(self, faster: str) -> TrainConfig:
-        """With bf16 or fp32, whichever is faster, in place of `auto`."""
-        precision, muon = (faster if p == "auto" else p for p in (self.precision, self.optimizer.muon_precision))
-        settled = {"precision": precision, "optimizer": replace(self.optimizer, muon_precision=muon)}  # type: ignore[arg-type]
-        return replace(self, **settled)  # type: ignore[arg-type]
+    def settle(self, faster: Literal["bf16", "fp32"]) -> TrainConfig:
+        """With what is faster in place of `auto`."""
+        optimizer = self.optimizer
+        if optimizer.muon_precision == "auto":
+            optimizer = replace(optimizer, muon_precision=faster)
+        return replace(self, precision=faster if self.precision == "auto" else self.precision, optimizer=optimizer)
 
     @property
     def products(self) -> Literal["fp32", "bf16", "fp16"]:

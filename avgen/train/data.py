@@ -118,11 +118,7 @@ def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
         raise StoreError(f"{store.path} holds one modality alone, and made clips have both: train with samples.every=0")
     video, audio = open_video_codec(files.video), open_audio_codec(files.audio)
     for name, codec in (("video", video), ("audio", audio)):
-        if codec.fingerprint != store.header.made_by[name]:
-            raise StoreError(
-                f"{store.path} was prepared with another {name} codec ({store.header.made_by[name]}) than now lies in "
-                f"{getattr(files, name).path} ({codec.fingerprint}): put it back, or prepare again"
-            )
+        store.refuse_unless_made_by(name, codec.fingerprint, getattr(files, name).path)
     return video, audio
 
 

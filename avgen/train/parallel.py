@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from avgen.models.dit import AVTransformer
 from avgen.models.sharing import Everyone
 from avgen.train.config import ParallelConfig
+
+Said = TypeVar("Said", bound=str)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Processes:
             dist.all_reduce(values, group=self.host)
         return values / self.context
 
-    def agreed(self, value: str) -> str:
+    def agreed(self, value: Said) -> Said:
         """What the first process says, once it says it."""
         said = [value]
         if self.host is not None:

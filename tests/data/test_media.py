@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from avgen.data.media import probe, read_audio, read_clip, read_image, unit_coun
 from avgen.data.media.picture import Renderer
 from avgen.data.media.sound import mix_matrix, resample
 from avgen.types import Clip
+from tests.conftest import CLIPS
 from tests.data.media_grid import Case, chirp, find, measure, write_case
 
-CLIPS = Path(os.environ.get("AVGEN_CLIPS", "nowhere"))
 RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
