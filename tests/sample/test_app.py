@@ -149,7 +149,8 @@ def test_a_person_makes_clips_and_is_told_what_is_wrong(url, asked, tmp_path):
         wrong = tmp_path / "wrong.mp4"
         wrong.write_bytes(b"this is no video")
         shown.locator("#video input[type=file]").set_input_files(wrong)
-        shown.get_by_text("wrong.mp4").first.wait_for()
+        # its name is on the page only while it is sent: what stays is a player
+        shown.locator("#video video").wait_for(state="attached")
         shown.locator("#make").click()
         # gradio's player says on its own that it cannot play the file: ours is the message that names it
         shown.locator(".toast-body", has_text="wrong.mp4").wait_for()
