@@ -18,17 +18,19 @@ from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.text import CAPTION_MULTIPLE, bytes_of
 from avgen.types import Batch, stack_batches
 
-Lack = Literal["nothing", "sound", "picture", "tail"]
+Lack = Literal["nothing", "sound", "picture", "tail", "time"]
+LATE_S = (0.2, 0.6)  # between which a late sound's delay lies
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """What some clips lack, as real collections do; a clip always lacks the same."""
+    """What is wrong with some clips, as in real collections; with one clip it is always the same."""
 
     mute: float = 0.0  # share of clips without sound
     blind: float = 0.0  # without a picture
     short_audio: float = 0.0  # whose sound ends half-way
     seed: int = 0
+    late: float = 0.0  # whose sound does not come when it should
 
     def of(self, index: int) -> Lack:
         u = uniform_of(self.seed, "gap", index)
@@ -36,7 +38,14 @@ class Gaps:
             return "sound"
         if u < self.mute + self.blind:
             return "picture"
-        return "tail" if u < self.mute + self.blind + self.short_audio else "nothing"
+        if u < self.mute + self.blind + self.short_audio:
+            return "tail"
+        return "time" if u < self.mute + self.blind + self.short_audio + self.late else "nothing"
+
+    def delay_s(self, index: int) -> float:
+        """Of the clip's sound."""
+        first, last = LATE_S
+        return first + (last - first) * uniform_of(self.seed, "delay", index) if self.of(index) == "time" else 0.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,10 @@ class ToyboxSource:
         half = waves.shape[-1] // 2
         cut = torch.tensor([lack == "tail" for lack in lacks])
         waves[cut, :, half:] = 0  # the codec sees past a token's end
+        for wave, index in zip(waves, indices, strict=True):
+            if late := round(self.gaps.delay_s(index) * self.world.config.sample_rate_hz):
+                wave[:, late:] = wave[:, :-late].clone()
+                wave[:, :late] = 0
         audio = self.audio.geometry.stream(_latents(self.audio, waves))
         early = torch.arange(audio.x.shape[1]) < self.audio.geometry.time.steps(half)
         heard = torch.tensor([lack != "sound" for lack in lacks])

@@ -1,6 +1,6 @@
 """`python -m avgen.prefer.demo`: does training on mined pairs make a trained toybox model better, and than what?
 
-Each repetition (`seeds`) samples candidates, scores, mines and trains, trains the same adapters on clips of the world
+Each repetition (`seeds`) samples candidates, scores, mines and trains, trains the same weights on clips of the world
 for as long, and compares both with the model they began from, prompt by prompt, on held-out prompts. `ablations` are
 further arms of the first repetition. It goes on where it was stopped.
 """
@@ -21,10 +21,11 @@ from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gai
 EXAMPLES = (
     "python -m avgen.prefer.demo model=runs/toybox",
     "python -m avgen.prefer.demo 'seeds=[0,1,2]'",
-    "python -m avgen.prefer.demo 'ablations=[sum,modality,weak,strong,no_anchor]'",
+    "python -m avgen.prefer.demo 'ablations=[sum,modality,sound,weak,strong,no_anchor]'",
 )
 BEFORE = "before"
-ABLATIONS = ("sum", "modality", "weak", "strong", "no_anchor")
+ABLATIONS = ("sum", "modality", "sound", "weak", "strong", "no_anchor")
+SOUND = "groups={sync:{metrics:{toybox.sync:1.0},trains:[audio]}}"
 STRENGTH = 4.0  # what the betas of weak and strong are divided and multiplied by
 
 
@@ -43,8 +44,9 @@ class DemoConfig:
     steps: int = 300  # of training, in each round
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
-    ablations: tuple[str, ...] = ()  # of sum, modality, weak, strong (betas / 4, x 4) and no_anchor
-    train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
+    ablations: tuple[str, ...] = ()  # of sum, modality, sound (it alone), weak, strong (betas / 4, x 4), no_anchor
+    train: tuple[str, ...] = ()  # further keys of avgen train on pairs: ['preference.anchor=0']
+    clips: tuple[str, ...] = ()  # of avgen train on clips: what the model learned from, ['data.late_share=0.5']
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 
     def __post_init__(self) -> None:
@@ -74,6 +76,8 @@ def ablated(name: str, train: Sequence[str]) -> Arm:
         return Arm(
             (f"preference.beta_video={by * taught.beta_video}", f"preference.beta_audio={by * taught.beta_audio}")
         )
+    if name == "sound":
+        return Arm(mode="modality", mine=(SOUND,))
     return Arm(("preference.anchor=0",)) if name == "no_anchor" else Arm(mode=name)
 
 

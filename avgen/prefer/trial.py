@@ -43,7 +43,8 @@ class Arm:
 
     words: tuple[str, ...] = ()  # of avgen train, on top of the recipe
     mode: str | None = None  # of mining; null: the demonstration's
-    pairs: bool = True  # false: the recipe's adapters and rates, on clips of the world, for as long
+    mine: tuple[str, ...] = ()  # further keys of avgen prefer
+    pairs: bool = True  # false: the same weights and rates, on clips of the world, for as long
 
 
 class Gone(NamedTuple):
@@ -105,7 +106,8 @@ class Size:
     rounds: int
     solver_steps: int
     mode: str
-    train: tuple[str, ...]  # further keys of avgen train, of every arm
+    train: tuple[str, ...]  # further keys of avgen train, of every arm on pairs
+    clips: tuple[str, ...]  # of the arm on clips
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class Trial:
             spent += self.sampled(model, prompts, clips, self.size.candidates)
             spent += self.scored(prompts, clips, scores, "[toybox]")
             pairs, run = self.mined(name, arm, number), own / f"run_{number}"
-            how = (f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}")
+            how = (f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}", *arm.mine)
             spent += self.ledger.run(["prefer", f"clips={clips}", f"results={scores}", f"out={pairs}", *how])
             what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
             same = (f"out={run}", f"seed={self.seed}", "tracking.to=[]", *self.size.train)
@@ -174,7 +176,7 @@ class Trial:
         return Gone(run, spent + training, training)
 
     def continued_on_clips(self, name: str, arm: Arm) -> Gone:
-        """The recipe's adapters, rates and time, sampling and scoring included, on clips of the world."""
+        """The recipe's weights, rates and time, sampling and scoring included, on clips of the world."""
         from avgen.config import load
         from avgen.train.config import TrainConfig
 
@@ -182,15 +184,14 @@ class Trial:
         steps = self.size.steps * self.size.rounds
         as_long = round(LEARNED_PASSES * steps * pairs.seconds / pairs.training_s)
         taught = load(TrainConfig, "train", ["recipe=toybox_dpo", *self.size.train])
-        if taught.lora is None:
-            raise ValueError(f"train={list(self.size.train)} trains all weights: clips are compared by adapters alone")
         rates, run = taught.optimizer, self.folder(name, arm, self.size) / "run"
         words = (
             *("recipe=toybox", f"start={self.model / 'model'}", f"out={run}", f"seed={self.seed}", f"steps={as_long}"),
-            *(f"lora.rank={taught.lora.rank}", f"batch={taught.batch}"),
+            *(() if taught.lora is None else (f"lora.rank={taught.lora.rank}",)),
             *(f"optimizer.{key}={getattr(rates, key)}" for key in ("kind", "lr", "warmup_steps", "schedule")),
-            *(f"precision={taught.precision}", f"ema_decay={taught.ema_decay}", "compile=false", "samples.every=0"),
-            *("tasks={t2av:1}", "validate_every=100000", "tracking.to=[]"),
+            *(f"{key}={getattr(taught, key)}" for key in ("batch", "precision", "ema_decay", "compile")),
+            *("samples.every=0", "tasks={t2av:1}", "validate_every=100000", "tracking.to=[]"),
+            *self.size.clips,
         )
         seconds = self.ledger.run(["train", *words])
         return Gone(run, seconds, seconds)

@@ -48,9 +48,11 @@ class ToyboxData:
     mute_share: float = 0.0  # of training clips that come without sound
     blind_share: float = 0.0  # of training clips that come without a picture
     short_audio_share: float = 0.0  # of training clips whose sound ends half-way
+    late_share: float = 0.0  # of training clips whose sound comes 0.2 to 0.6 s late
 
     def __post_init__(self) -> None:
-        shares = {name: getattr(self, name) for name in ("mute_share", "blind_share", "short_audio_share")}
+        names = ("mute_share", "blind_share", "short_audio_share", "late_share")
+        shares = {name: getattr(self, name) for name in names}
         if min(shares.values()) < 0 or sum(shares.values()) > 1:
             said = ", ".join(f"{name}={value}" for name, value in shares.items())
             raise ValueError(f"{said}: each must be at least 0 and all together at most 1")

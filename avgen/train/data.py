@@ -46,7 +46,7 @@ def reading(config: TrainConfig) -> Reading:
 
 def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
     video, audio = load_or_fit(data.codecs, data.world, data.fit_clips)
-    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, config.seed)
+    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, config.seed, data.late_share)
     worlds = [ToyboxSource(Toybox(world, "train", config.seed), video, audio, gaps) for world in data.worlds]
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)
     held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -194,6 +195,25 @@ def test_a_mixture_teaches_every_shape(codecs, tmp_path):
     for early, late in zip(first, last, strict=True):
         for name in ("held_out/t2av/video", "held_out/t2av/audio"):
             assert late[name] < 0.96 * early[name]
+
+
+def test_late_sounds_are_the_worlds_a_while_later(codecs):
+    (on_time,), (late,) = sources(codecs, shapes=SHAPES[:1]), sources(codecs, Gaps(late=0.5, seed=3), SHAPES[:1])
+    delays = [late.gaps.delay_s(i) for i in range(40)]
+    assert 12 <= sum(delay > 0 for delay in delays) <= 28
+    assert all(delay == 0 or 0.2 <= delay <= 0.6 for delay in delays)
+    for index, delay in enumerate(delays[:12]):
+        ours, theirs = late.batch([index]), on_time.batch([index])
+        assert torch.equal(ours.video.x, theirs.video.x)
+        assert torch.equal(ours.video_text.x, theirs.video_text.x)
+        moved = (ours.audio.x - theirs.audio.x)[0].abs().amax(1) > 1e-3
+        assert moved.any() == (delay > 0)
+        if delay > 0:
+            wave = on_time.world[index].clip.audio
+            shifted = np.concatenate([np.zeros_like(wave), wave], 1)
+            start = wave.shape[1] - round(delay * late.world.config.sample_rate_hz)
+            expected = late.audio.encode(torch.from_numpy(shifted[None, :, start : start + wave.shape[1]])).mean
+            assert torch.allclose(ours.audio.x, late.audio.geometry.stream(expected).x, atol=1e-5)
 
 
 def test_what_cannot_be_mixed_is_refused(codecs):

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from avgen.config import load
 from avgen.prefer import trial
+from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, show, trained
 from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, write_prompts
 
@@ -80,6 +82,10 @@ def test_each_ablation_changes_one_thing():
     assert arms["weak"].words == ("preference.beta_video=200.0", "preference.beta_audio=100.0")
     assert arms["strong"].words == ("preference.beta_video=3200.0", "preference.beta_audio=1600.0")
     assert arms["sum"] == trial.Arm(mode="sum")
+    mined = load(
+        PreferConfig, "prefer", ["clips=a", "results=b", "out=c", f"mode={arms['sound'].mode}", *arms["sound"].mine]
+    )
+    assert mined.groups == {"sync": Group({"toybox.sync": 1.0}, trains=("audio",))}
     assert all(arm.pairs for arm in arms.values())
 
 
