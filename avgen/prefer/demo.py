@@ -45,8 +45,7 @@ class DemoConfig:
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
     ablations: tuple[str, ...] = ()  # of sum, modality, sound (it alone), weak, strong (betas / 4, x 4), no_anchor
-    train: tuple[str, ...] = ()  # further keys of avgen train on pairs: ['preference.anchor=0']
-    clips: tuple[str, ...] = ()  # of avgen train on clips: what the model learned from, ['data.late_share=0.5']
+    train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 
     def __post_init__(self) -> None:

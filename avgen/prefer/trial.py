@@ -6,6 +6,7 @@ is written into a ledger with the seconds it took, and is not run again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,10 +14,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
-from avgen.config import fingerprint
+from avgen.config import fingerprint, load, to_plain
+from avgen.prefer.config import PreferConfig
+from avgen.train.config import ToyboxData, TrainConfig
 
 METRICS = "[toybox,picture,loudness]"
 # what must not get worse while the reward rises; the first five are in it
@@ -33,6 +38,7 @@ FIGURES = (
 VARIETY = "variety"
 BATCH = 20  # clips made at once
 HELD_OUT_CLIPS = 2  # of each prompt
+OTHER_CLIPS = 1000  # added to the seed of training on clips: the model has read those of its own seed
 LEARNED_PASSES = 4 / 3  # a step on pairs runs forward once more than one on clips, whose backward pass costs two
 Values = dict[str, dict[str, float]]  # metric -> prompt -> mean over its clips
 
@@ -71,6 +77,7 @@ class Ledger:
     def run(self, words: Sequence[str], processes: int = 1) -> float:
         """`avgen ...`, or the same over several processes of one thread each; the seconds it took, now or before."""
         stage = f"{' '.join(words[:1])} {fingerprint(list(words))[:12]}"
+        cut = f"{stage}, cut short"
         if (spent := self.read().get(stage)) is not None:
             return spent
         print(f"\navgen {' '.join(words)}", flush=True)
@@ -80,18 +87,26 @@ class Ledger:
             launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
             start = [*launch, "-m", f"avgen.{words[0]}", *words[1:]]
             environment["OMP_NUM_THREADS"] = "1"
-        began = time.perf_counter()
-        code = subprocess.run(start, check=False, env=environment).returncode
+        began, before, code = time.perf_counter(), self.read().get(cut, 0.0), -1
+        try:
+            code = subprocess.run(start, check=False, env=environment).returncode
+        finally:
+            spent = before + time.perf_counter() - began
+            self.write(
+                {name: seconds for name, seconds in self.read().items() if name != cut}
+                | {cut if code else stage: spent}
+            )
         if code:
             raise ValueError(
                 f"avgen {words[0]} ended with exit code {code}: see above; the same command goes on from there"
             )
-        seconds = time.perf_counter() - began
+        return spent
+
+    def write(self, seconds: Mapping[str, float]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".part")
-        draft.write_text(json.dumps({**self.read(), stage: seconds}, indent=1) + "\n")
+        draft.write_text(json.dumps(seconds, indent=1) + "\n")
         draft.replace(self.path)
-        return seconds
 
 
 @dataclass(frozen=True)
@@ -106,8 +121,7 @@ class Size:
     rounds: int
     solver_steps: int
     mode: str
-    train: tuple[str, ...]  # further keys of avgen train, of every arm on pairs
-    clips: tuple[str, ...]  # of the arm on clips
+    train: tuple[str, ...]  # further keys of avgen train, of every arm
 
 
 @dataclass(frozen=True)
@@ -124,9 +138,35 @@ class Trial:
     def ledger(self) -> Ledger:
         return Ledger(self.out / "seconds.json")
 
+    @cached_property
+    def weights(self) -> str:
+        """Of the model that every arm goes on from."""
+        whole = hashlib.sha256()
+        for file in sorted((self.model / "model").glob("*.safetensors")):
+            whole.update(file.read_bytes())
+        return whole.hexdigest()
+
     def folder(self, name: str, *decides: Any) -> Path:
         """Named by all that decides what lies in it: nothing is taken for what was made otherwise."""
-        return self.out / f"{name}_{fingerprint((str(self.model), self.seed, self.size.solver_steps, decides))[:8]}"
+        decides = (self.weights, self.seed, self.size.solver_steps, *decides)
+        return self.out / f"{name}_{fingerprint(decides)[:8]}"
+
+    def own(self, name: str, arm: Arm) -> Path:
+        """An arm's folder."""
+        made = (self.size.prompts, self.size.candidates, self.size.steps, self.size.rounds)
+        return self.folder(name, made, self.taught(arm), self.mining(arm))
+
+    def taught(self, arm: Arm) -> TrainConfig:
+        """What an arm is trained with."""
+        # an arm's own words come last: they are what it differs by
+        return load(TrainConfig, "train", ["recipe=toybox_dpo", *self.size.train, *arm.words])
+
+    def mining(self, arm: Arm) -> PreferConfig:
+        return load(PreferConfig, "prefer", ["clips=.", "results=.", *self.how(arm)])
+
+    def how(self, arm: Arm) -> list[str]:
+        """Pairs are mined."""
+        return [f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}", *arm.mine]
 
     def judged(self, name: str, model: Path) -> Values:
         """Clips of held-out prompts by a model, scored."""
@@ -148,12 +188,12 @@ class Trial:
 
     def mined(self, name: str, arm: Arm, number: int = 1) -> Path:
         """The pairs of a round."""
-        return self.folder(name, arm, self.size) / f"pairs_{number}"
+        return self.own(name, arm) / f"pairs_{number}"
 
     def improved(self, name: str, arm: Arm) -> Gone:
         if not arm.pairs:
             return self.continued_on_clips(name, arm)
-        own = self.folder(name, arm, self.size)
+        own = self.own(name, arm)
         run, model, start, spent, training = self.model, self.model, self.model / "model", 0.0, 0.0
         for number in range(1, self.size.rounds + 1):
             # candidates of the first round are every arm's: all go on from one model
@@ -164,37 +204,66 @@ class Trial:
             spent += self.sampled(model, prompts, clips, self.size.candidates)
             spent += self.scored(prompts, clips, scores, "[toybox]")
             pairs, run = self.mined(name, arm, number), own / f"run_{number}"
-            how = (f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}", *arm.mine)
-            spent += self.ledger.run(["prefer", f"clips={clips}", f"results={scores}", f"out={pairs}", *how])
+            mined = [f"clips={clips}", f"results={scores}", f"out={pairs}", *self.how(arm)]
+            spent += self.ledger.run(["prefer", *mined])
             what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
-            same = (f"out={run}", f"seed={self.seed}", "tracking.to=[]", *self.size.train)
-            words = ("train", "recipe=toybox_dpo", f"start={start}", *what, f"steps={self.size.steps}", *arm.words)
-            training += self.ledger.run([*words, *same])
+            same = (f"start={start}", f"out={run}", f"seed={self.seed}", "tracking.to=[]", f"steps={self.size.steps}")
+            words = ("train", "recipe=toybox_dpo", *what, *same, *self.size.train, *arm.words)
+            training += self.ledger.run(words)
             model, start = run, own / f"model_{number}"
             if number < self.size.rounds:
                 fold(run, start)
         return Gone(run, spent + training, training)
 
     def continued_on_clips(self, name: str, arm: Arm) -> Gone:
-        """The recipe's weights, rates and time, sampling and scoring included, on clips of the world."""
-        from avgen.config import load
-        from avgen.train.config import TrainConfig
+        """The same weights at the same rates on clips of the kind that the model learned from, for as long as pairs
+        took with sampling, scoring and mining; starting a process counts for neither."""
+        from avgen.sample.folder import config_of
 
-        pairs = self.improved(PAIRS, ARMS[PAIRS])
-        steps = self.size.steps * self.size.rounds
-        as_long = round(LEARNED_PASSES * steps * pairs.seconds / pairs.training_s)
-        taught = load(TrainConfig, "train", ["recipe=toybox_dpo", *self.size.train])
-        rates, run = taught.optimizer, self.folder(name, arm, self.size) / "run"
+        pairs, taught, known = self.improved(PAIRS, ARMS[PAIRS]), self.taught(ARMS[PAIRS]), config_of(self.model)
+        if not isinstance(known.data, ToyboxData):
+            raise ValueError(f"{self.model} was not trained on the toybox: there are no clips to go on with")
+        step_s = seconds_per_step(pairs.run)
+        busy_s = pairs.seconds - pairs.training_s + self.size.rounds * self.size.steps * step_s
+        run = self.own(name, arm) / "run"
         words = (
-            *("recipe=toybox", f"start={self.model / 'model'}", f"out={run}", f"seed={self.seed}", f"steps={as_long}"),
-            *(() if taught.lora is None else (f"lora.rank={taught.lora.rank}",)),
-            *(f"optimizer.{key}={getattr(rates, key)}" for key in ("kind", "lr", "warmup_steps", "schedule")),
+            *(
+                "recipe=toybox",
+                f"start={self.model / 'model'}",
+                f"out={run}",
+                f"steps={round(LEARNED_PASSES * busy_s / step_s)}",
+            ),
+            f"seed={OTHER_CLIPS + self.seed}",
+            *words_of("data", to_plain(known.data)),
+            *(() if taught.lora is None else words_of("lora", to_plain(taught.lora))),
+            *words_of("optimizer", to_plain(taught.optimizer)),
+            *words_of("flow", to_plain(taught.flow)),
             *(f"{key}={getattr(taught, key)}" for key in ("batch", "precision", "ema_decay", "compile")),
             *("samples.every=0", "tasks={t2av:1}", "validate_every=100000", "tracking.to=[]"),
-            *self.size.clips,
         )
         seconds = self.ledger.run(["train", *words])
         return Gone(run, seconds, seconds)
+
+
+def seconds_per_step(run: Path) -> float:
+    """The middle one of those that a run has logged: the first include compilation."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return 1 / median(line["steps_per_s"] for line in lines if "steps_per_s" in line)
+
+
+def words_of(key: str, value: Any) -> list[str]:
+    """Plain values as they are typed: data.world.scenes=[single]."""
+    if isinstance(value, dict):
+        return [word for name, inner in value.items() for word in words_of(f"{key}.{name}", inner)]
+    return [f"{key}={typed(value)}"]
+
+
+def typed(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{typed(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(typed, value)) + "]"
+    return "null" if value is None else str(value)
 
 
 def write_prompts(path: Path, split: str, seed: int, count: int) -> None:
@@ -216,7 +285,9 @@ def fold(run: Path, into: Path) -> None:
     from avgen.sample.folder import open_pipeline
 
     if not into.exists():
-        open_pipeline(run).model.save_pretrained(into)
+        draft = into.with_name(f"{into.name}.part")
+        open_pipeline(run).model.save_pretrained(draft)
+        draft.replace(into)
 
 
 def values_of(scores: Path) -> Values:

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from avgen.config import load
+from avgen.config import load, to_plain
 from avgen.prefer import trial
 from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, show, trained
 from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, write_prompts
+from avgen.train.config import TrainConfig
 
 
 def values(level: float, prompts: int = 12) -> trial.Values:
@@ -68,6 +69,41 @@ def test_what_is_made_otherwise_lies_elsewhere(tmp_path):
         again, others = places(**changes)
         assert again == candidates  # the same candidates serve
         assert others != pairs
+
+
+def trained_with(monkeypatch, one, name, arm):
+    """The configuration of an arm's training, of which no stage is run."""
+    asked = []
+    monkeypatch.setattr(Ledger, "run", lambda self, words, processes=1: asked.append(words) or 10.0)
+    run = one.own("pairs", trial.ARMS["pairs"]) / "run_1"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"steps_per_s": s}) + "\n" for s in (0.1, 2.0, 2.0)))
+    one.improved(name, arm)
+    return load(TrainConfig, "train", asked[-1][1:])
+
+
+def test_an_ablation_holds_against_keys_of_the_users(tmp_path, monkeypatch):
+    train = ("preference.anchor=5", "preference.beta_video=800")
+    one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(DemoConfig().size, train=train), 1)
+    assert trained_with(monkeypatch, one, "pairs", trial.ARMS["pairs"]).preference.anchor == 5
+    assert trained_with(monkeypatch, one, "no_anchor", ablated("no_anchor", train)).preference.anchor == 0
+    assert trained_with(monkeypatch, one, "weak", ablated("weak", train)).preference.beta_video == 200
+
+
+def test_clips_are_those_the_model_knows_the_kind_of_and_take_as_long(tmp_path, monkeypatch):
+    learned = load(TrainConfig, "train", ["recipe=toybox", "data.late_share=0.5", "data.world.scenes=[single,turn]"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "run.json").write_text(json.dumps({"config": to_plain(learned)}))
+    size = replace(DemoConfig().size, steps=60, train=("lora=null", "optimizer.lr=3e-5", "compile=true"))
+    clips = trained_with(
+        monkeypatch, trial.Trial(tmp_path / "model", tmp_path, 2, size, 1), "clips", trial.ARMS["clips"]
+    )
+    assert clips.data == learned.data
+    assert clips.flow == learned.flow
+    assert (clips.lora, clips.optimizer.lr, clips.compile, clips.tasks) == (None, 3e-5, True, {"t2av": 1})
+    assert clips.seed != learned.seed
+    # three stages of 10 s and 60 steps of 0.5 s; a step on clips takes three quarters of one on pairs
+    assert clips.steps == round((30 + 60 * 0.5) / (0.5 * 0.75))
 
 
 def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
