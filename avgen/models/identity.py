@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -25,4 +26,13 @@ def fingerprint_of(label: str, weights: Mapping[str, Tensor]) -> str:
     """16 hex digits of a label (class and settings) and of weights."""
     digest: Any = hashlib.sha256(label.encode())
     add_weights(digest, weights)
+    return digest.hexdigest()[:16]
+
+
+def files_mark(folder: Path) -> str:
+    """16 hex digits of the weights' files in a folder, as they lie there."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}".encode())
     return digest.hexdigest()[:16]

@@ -18,7 +18,7 @@ from typing import Any
 
 from avgen import command
 from avgen.prefer.candidates import relative
-from avgen.prefer.pairs import PAIRS, Pair, read_pairs, write_pairs
+from avgen.prefer.pairs import PAIRS, Pair, Side, read_pairs, write_pairs
 
 ANSWERS = "answers.jsonl"
 CHOICES = ("a", "b", "tie", "unsure")
@@ -40,6 +40,9 @@ class LabelConfig:
     seed: int = 0  # of the order of pairs, and of which clip is shown as A
 
 
+Key = tuple[str, frozenset[str], tuple[str, ...]]  # prompt, hashes of both clips, what is judged
+
+
 @dataclass(frozen=True)
 class Question:
     """A pair as it is shown."""
@@ -48,9 +51,19 @@ class Question:
     pair: Pair
     winner_is_a: bool
 
-    def side(self, letter: str) -> str:
-        """The file shown as A or B."""
-        return (self.pair.winner if (letter == "a") == self.winner_is_a else self.pair.loser).file
+    def side(self, letter: str) -> Side:
+        """Shown as A or B."""
+        return self.pair.winner if (letter == "a") == self.winner_is_a else self.pair.loser
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the page says."""
+        judged = {("video",): "the picture alone", ("audio",): "the sound alone"}.get(self.pair.trains, "")
+        return {"number": self.number, "text": self.pair.text, "judged": judged}
+
+    @property
+    def key(self) -> Key:
+        return self.pair.prompt, frozenset((self.pair.winner.sha256, self.pair.loser.sha256)), self.pair.trains
 
 
 def questions(pairs: Sequence[Pair], seed: int) -> list[Question]:
@@ -75,12 +88,8 @@ class Survey:
 
     @property
     def open(self) -> list[Question]:
-        done = {
-            (answer["prompt"], answer["files"])
-            for answer in map(_key, self.answers)
-            if answer["name"] == self.config.name
-        }
-        return [q for q in self.questions if (q.pair.prompt, _files(q)) not in done]
+        done = {_key(answer) for answer in self.answers if answer["name"] == self.config.name}
+        return [q for q in self.questions if q.key not in done]
 
     def answer(self, number: int, choice: str, seconds: float) -> None:
         question = next((q for q in self.open if q.number == number), None)
@@ -90,8 +99,9 @@ class Survey:
         line = {
             "name": self.config.name,
             "prompt": question.pair.prompt,
-            "a": question.side("a"),
-            "b": question.side("b"),
+            "trains": list(question.pair.trains),
+            **{letter: question.side(letter).file for letter in ("a", "b")},
+            **{f"{letter}_sha256": question.side(letter).sha256 for letter in ("a", "b")},
             "winner_is_a": question.winner_is_a,
             "choice": choice,
             "agrees": better,
@@ -104,13 +114,15 @@ class Survey:
         self.write_pairs()
 
     def write_pairs(self) -> None:
-        """The pairs as people see them: where they prefer the metrics' loser, it wins."""
-        by_files = {_files(q): q.pair for q in self.questions}
+        """The pairs as people see them: the clip they chose wins, whatever the metrics said."""
+        shown = {q.key: q.pair for q in self.questions}
         found = []
         for answer in self.answers:
-            pair = by_files.get(_key(answer)["files"])
-            if pair is not None and answer["agrees"] is not None:
-                winner, loser = (pair.winner, pair.loser) if answer["agrees"] else (pair.loser, pair.winner)
+            pair = shown.get(_key(answer))
+            if pair is not None and answer["choice"] in ("a", "b"):
+                chosen = answer[f"{answer['choice']}_sha256"]
+                first_won = pair.winner.sha256 == chosen
+                winner, loser = (pair.winner, pair.loser) if first_won else (pair.loser, pair.winner)
                 sides = [replace(s, file=relative(self.folder / s.file, self.config.out)) for s in (winner, loser)]
                 found.append(replace(pair, winner=sides[0], loser=sides[1], by=answer["name"], gaps={}))
         if found:
@@ -129,12 +141,10 @@ class Survey:
         )
 
 
-def _files(question: Question) -> frozenset[str]:
-    return frozenset((question.side("a"), question.side("b")))
-
-
-def _key(answer: dict[str, Any]) -> dict[str, Any]:
-    return {**answer, "files": frozenset((answer["a"], answer["b"]))}
+def _key(answer: dict[str, Any]) -> Key:
+    """Of the question that was answered. Clips are known by what they are: other clips may have their names by now."""
+    hashes = frozenset(answer.get(f"{letter}_sha256", "") for letter in ("a", "b"))
+    return answer["prompt"], hashes, tuple(answer.get("trains", ()))
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
@@ -156,11 +166,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send("text/html; charset=utf-8", PAGE.read_bytes())
         elif parts == ["next"]:
             left = self.survey.open
-            asked = {"number": left[0].number, "text": left[0].pair.text} if left else {"report": self.survey.report()}
+            asked = left[0].asked if left else {"report": self.survey.report()}
             self.send("application/json", json.dumps({"left": len(left), **asked}).encode())
         elif len(parts) == 3 and parts[0] == "clip" and parts[2] in ("a", "b"):
             found = [q for q in self.survey.questions if str(q.number) == parts[1]]
-            file = self.survey.folder / found[0].side(parts[2]) if found else Path()
+            file = self.survey.folder / found[0].side(parts[2]).file if found else Path()
             if file.is_file():
                 self.send("video/mp4", file.read_bytes())
             else:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
+from avgen.config import fingerprint
 from avgen.prefer.pairs import MODALITIES, ClipForm, generated
 from avgen.sample.jobs import FILE_KINDS, MANIFEST, SCHEMA, read_manifest
 from avgen.tasks import NAMED
@@ -141,7 +142,11 @@ def real_lines(
     from avgen.data.media import MediaError, read_clip, write_clip
 
     for record in records:
-        file = config.out / f"{asked['id']}_r{digest(record.path)}_{record.start_s:g}.mp4"
+        made_of = [digest(path) for path in (record.path, record.audio_path) if path is not None]
+        mark = fingerprint(
+            [*made_of, record.start_s, asked["duration_s"], asked["fps"], asked["height"], asked["width"]]
+        )
+        file = config.out / f"{asked['id']}_r{mark[:12]}.mp4"
         try:
             if not file.exists():
                 end = record.start_s + asked["duration_s"]

@@ -6,7 +6,6 @@ is written into a ledger with the seconds it took, and is not run again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from avgen.config import fingerprint, load, to_plain
+from avgen.models.identity import files_mark
 from avgen.prefer.config import PreferConfig
 from avgen.train.config import ToyboxData, TrainConfig
 
@@ -141,10 +141,7 @@ class Trial:
     @cached_property
     def weights(self) -> str:
         """Of the model that every arm goes on from."""
-        whole = hashlib.sha256()
-        for file in sorted((self.model / "model").glob("*.safetensors")):
-            whole.update(file.read_bytes())
-        return whole.hexdigest()
+        return files_mark(self.model / "model")
 
     def folder(self, name: str, *decides: Any) -> Path:
         """Named by all that decides what lies in it: nothing is taken for what was made otherwise."""

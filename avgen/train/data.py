@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from avgen.config import ConfigError, build
+from avgen.config import ConfigError, build, fingerprint, to_plain
 from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
 from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
@@ -19,11 +20,12 @@ from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.codec_files import CodecConfig
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import load_or_fit
-from avgen.prefer.pairs import read_pairs
+from avgen.models.identity import files_mark
+from avgen.prefer.pairs import Pair, read_pairs
 from avgen.train.checkpoint import checkpoints
 from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
 
-READ = "stores.json"  # in a run's folder: fingerprints of what it reads
+READ = "reads.json"  # in a run's folder: fingerprints of what it reads
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
             "validation_clips, or raise data.held_out_share",
         )
     # what is read decides, not where it lies: a store may be moved between two legs of a run
-    go_on_with(config.out, [part.store.fingerprint for part in parts])
+    go_on_with(config, "data.path", "the stores", [part.store.fingerprint for part in parts])
     return Reading(source, order, held_out, codecs_of(parts[0].store) if config.samples.every else None)
 
 
@@ -85,6 +87,9 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
 
     pairs = read_pairs(data.pairs)
     folder = data.pairs if data.pairs.is_dir() else data.pairs.parent
+    assert config.start is not None, "preference improves a trained model"
+    read_now = [fingerprint([to_plain(pair) for pair in pairs]), files_mark(config.start)]
+    go_on_with(config, "data.pairs", "pairs and start weights", read_now)
     pipeline = open_pipeline(data.pipeline)
     if (pipeline.config.predict, pipeline.model.spec.text) != (config.flow.predict, config.model.text):
         raise ConfigError(
@@ -95,7 +100,7 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     encode(pairs, folder, pipeline, latents, int(os.environ.get("RANK", 0)) / int(os.environ.get("WORLD_SIZE", 1)))
     away = {pair.prompt for pair in pairs if uniform_of("held-out pairs", pair.prompt) < data.held_out_share}
     read = tuple(pair for pair in pairs if pair.prompt not in away)
-    judges = tuple(pair for pair in pairs if pair.prompt in away)
+    judges = in_rounds([pair for pair in pairs if pair.prompt in away])
     if len(judges) < config.validation_clips or not read:
         raise ConfigError(
             "validation_clips",
@@ -107,6 +112,16 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     order = Couples(Schedule(buckets, config.batch // 2, seed=config.seed))
     codecs = pipeline.video_codec.cpu(), pipeline.audio_codec.cpu()  # type: ignore[attr-defined]
     return Reading(PairSource(read, latents), order, Winners(judges, latents), codecs)
+
+
+def in_rounds(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """One of every prompt, then another of every prompt that has one, and so on: the first few are of many prompts."""
+    counted: Counter[str] = Counter()
+    rounds = []
+    for pair in pairs:
+        rounds.append(counted[pair.prompt])
+        counted[pair.prompt] += 1
+    return tuple(pairs[i] for i in sorted(range(len(pairs)), key=rounds.__getitem__))
 
 
 def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
@@ -122,17 +137,21 @@ def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
     return video, audio
 
 
-def go_on_with(out: Path, stores: list[str]) -> None:
-    """A run reads the same stores from its first step to its last, or its steps are not those it began with."""
-    path = out / READ
-    if path.exists() and (before := json.loads(path.read_text())) != stores and checkpoints(out / "checkpoints"):
+def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str]) -> None:
+    """A run reads the same from its first step to its last, or its steps are not those it began with."""
+    path = config.out / READ
+    if (
+        path.exists()
+        and (before := json.loads(path.read_text())) != list(read)
+        and checkpoints(config.out / "checkpoints")
+    ):
         raise ConfigError(
-            "data.path",
-            f"the run in {out} has read the stores {', '.join(before)}, these are {', '.join(stores)}: give the stores "
+            key,
+            f"the run in {config.out} has read {what} {', '.join(before)}, these are {', '.join(read)}: give those "
             "it began with, or another out= (start= goes on from its weights)",
         )
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(stores))
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(read)))
 
 
 def check_model(config: TrainConfig, store: Store) -> None:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from avgen.config import ConfigError
 from avgen.data.stream import InTurn, Order, Share, Source, read_steps
 from avgen.train import record
 from avgen.train.cheating import Watch
@@ -46,6 +47,12 @@ def train(
     config = run.config
     record.begin(config, run.accelerator)
     share = Share(config.batch, config.accumulate, run.processes.reader, run.processes.readers)
+    if config.preference is not None and config.batch % (2 * share.ranks * share.accumulate):
+        raise ConfigError(
+            "batch",
+            f"{config.batch} clips on {share.ranks} processes with accumulate={share.accumulate} would part winners "
+            f"from losers: it must be a multiple of {2 * share.ranks * share.accumulate}",
+        )
     journal = Journal(config, run.accelerator, run.step)
     screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
     with stop_on_signal(run), run.writer, journal.open(), screen.open():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -19,8 +20,8 @@ FORM = ClipForm(1.0, 8.0, 16, 16)
 
 def pairs_in(root, count=4):
     root.mkdir()
-    write_clip(root / "upper.mp4", clip())
-    write_clip(root / "lower.mp4", clip())
+    for name in ("upper", "lower"):
+        write_clip(root / f"{name}.mp4", clip(), comment=name)
     hashes = {n: hashlib.sha256((root / f"{n}.mp4").read_bytes()).hexdigest() for n in ("upper", "lower")}
     found = []
     for i in range(count):
@@ -65,6 +66,33 @@ def test_answers_go_on_where_they_stopped_and_become_pairs(tmp_path):
     assert all((tmp_path / "out" / s.file).is_file() for p in labelled.values() for s in (p.winner, p.loser))
     assert {pair.by for pair in labelled.values()} == {"ann"}
     assert len(Survey(LabelConfig(tmp_path / "pairs", "bob", tmp_path / "out")).open) == 4
+
+
+def test_what_people_choose_wins_whatever_the_metrics_say_later(tmp_path):
+    (one,) = pairs_in(tmp_path / "pairs", 1)
+    seen, heard = replace(one, trains=("video",)), replace(one, winner=one.loser, loser=one.winner, trains=("audio",))
+    write_pairs(tmp_path / "pairs" / "pairs.jsonl", [seen, heard])
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    survey = Survey(config)
+    assert [q.asked["judged"] for q in sorted(survey.open, key=lambda q: q.number)] == [
+        "the picture alone",
+        "the sound alone",
+    ]
+    for question in survey.open:  # of both questions the same clip is the better
+        survey.answer(question.number, "a" if "upper" in question.side("a").file else "b", 1.0)
+    assert not survey.open
+    labelled = read_pairs(tmp_path / "out")
+    assert {pair.trains for pair in labelled} == {("video",), ("audio",)}
+    assert all("upper" in pair.winner.file for pair in labelled)
+    # mined again, with the metrics of another mind: the answers stand
+    write_pairs(tmp_path / "pairs" / "pairs.jsonl", [replace(seen, winner=one.loser, loser=one.winner), heard])
+    again = Survey(config)
+    assert not again.open
+    again.write_pairs()
+    assert all("upper" in pair.winner.file for pair in read_pairs(tmp_path / "out"))
+    # other clips under the same names were never looked at
+    write_pairs(tmp_path / "pairs" / "pairs.jsonl", [replace(seen, winner=replace(one.winner, sha256="f" * 64))])
+    assert len(Survey(config).open) == 1
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -98,6 +99,13 @@ def test_real_clips_join_the_prompts_that_are_their_captions(candidates, tmp_pat
     clip = read_clip(tmp_path / "pool" / line["file"]).clip
     assert clip.video.shape == (16, 32, 32, 3)
     assert clip.audio_duration_s == pytest.approx(2.0, abs=1e-3)
+    shorter = tmp_path / "shorter"
+    shutil.copytree(candidates, shorter)
+    told = (candidates / "manifest.jsonl").read_text().replace('"duration_s": 2.0', '"duration_s": 1.0')
+    (shorter / "manifest.jsonl").write_text(told)
+    pool(PoolConfig(shorter, tmp_path / "pool", real=tmp_path / "clips.csv"))
+    [line] = [line for line in read_manifest(tmp_path / "pool") if line["seed"] < 0 and "real.mp4" in line["real"]]
+    assert read_clip(tmp_path / "pool" / line["file"]).clip.audio_duration_s == pytest.approx(1.0, abs=1e-3)
 
 
 def test_what_cannot_be_pooled_is_said(candidates, tmp_path, capsys):

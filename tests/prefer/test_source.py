@@ -10,6 +10,7 @@ import torch
 
 from avgen.config import ConfigError
 from avgen.data.media import write_clip
+from avgen.data.stream import Share
 from avgen.prefer.pairs import ClipForm, Pair, Side, write_pairs
 from avgen.prefer.source import Couples, Latents, PairSource, Winners, encode
 from avgen.sample.folder import open_pipeline
@@ -25,7 +26,7 @@ from avgen.train.config import (
     TrackingConfig,
     TrainConfig,
 )
-from avgen.train.data import reading
+from avgen.train.data import in_rounds, reading
 from avgen.train.loop import train
 from avgen.train.run import export
 from tests.sample.factory import MODEL, clip, pipeline
@@ -141,3 +142,41 @@ def test_too_few_pairs_to_judge_by_are_refused(made):
     root, _ = made
     with pytest.raises(ConfigError, match="lower validation_clips, or mine more"):
         reading(settings(root, validation_clips=11))
+
+
+def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
+    root, pairs = made
+    mined = root / "again.jsonl"
+    write_pairs(mined, pairs)
+    config = settings(root, out=tmp_path / "run", steps=1, preference=PreferenceConfig(cheating=CheatingConfig(0)))
+    config = replace(config, data=replace(config.data, pairs=mined))
+    read = reading(config)
+    train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
+    reading(config)
+    write_pairs(mined, pairs[::-1])
+    with pytest.raises(ConfigError, match=r"data\.pairs.*has read pairs and start weights .* another out="):
+        reading(config)
+    write_pairs(mined, pairs)
+    start = tmp_path / "start"
+    other = pipeline().model
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    other.save_pretrained(start)
+    with pytest.raises(ConfigError, match="start weights"):
+        reading(replace(config, start=start))
+
+
+def test_held_out_clips_are_of_many_prompts_first(made):
+    _, (one, other, *_) = made
+    found = in_rounds([one, one, other, one, other])
+    assert [pair.prompt for pair in found] == ["p0", "p1", "p0", "p1", "p0"]
+
+
+def test_a_pair_is_not_parted_by_ranks(made, monkeypatch):
+    """Sixteen clips on sixteen processes would be one clip each."""
+    root, _ = made
+    config = settings(root, batch=4, steps=1, out=root / "parted")
+    read = reading(config)
+    monkeypatch.setattr("avgen.train.loop.Share", lambda *_: Share(4, 1, 0, 4))
+    with pytest.raises(ConfigError, match=r"4 clips on 4 processes .* would part winners from losers"):
+        train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
