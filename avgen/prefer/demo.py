@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from avgen import __version__, command
 from avgen.config import load, to_plain
@@ -41,9 +41,11 @@ class DemoConfig:
     per_prompt: int = 2  # most pairs of each
     held_out: int = 150  # prompts to compare by
     mode: str = "all"  # as in avgen prefer
+    task: Literal["t2av", "v2a", "a2v"] = "t2av"  # of all clips
     steps: int = 300  # of training, in each round
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
+    control: Literal["each", "first"] = "each"  # repetitions that also train on clips, for as long as pairs took
     ablations: tuple[str, ...] = ()  # of sum, modality, sound (it alone), weak, strong (betas / 4, x 4), no_anchor
     train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
@@ -108,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         trial = Trial(model, config.out / f"seed_{seed}", seed, config.size, count)
         values.setdefault(BEFORE, []).append(trial.judged(BEFORE, model))
         arms = dict(ARMS)
+        if place > 0 and config.control == "first":
+            del arms[CLIPS]
         if place == 0:
             arms |= {name: ablated(name, config.train) for name in config.ablations}
         for name, arm in arms.items():
@@ -132,11 +136,12 @@ def found(
         if name == BEFORE:
             continue
         before, clips = (values[other][: len(each)] for other in (BEFORE, CLIPS))
+        both = each[: len(clips)]
         arms[name] = {
             "means": [means(v) for v in each],
             "gain": gains(each, before),
             "gain_of_each_seed": [gains([a], [b]) for a, b in zip(each, before, strict=True)],
-            "over_clips": None if name == CLIPS or len(clips) < len(each) else gains(each, clips),
+            "over_clips": None if name == CLIPS or not clips else gains(both, clips),  # of the repetitions with both
             "seconds": spent[name],
         }
     done = len(values[PAIRS])

@@ -58,7 +58,8 @@ class Question:
     @property
     def asked(self) -> dict[str, Any]:
         """What the page says."""
-        judged = {("video",): "the picture alone", ("audio",): "the sound alone"}.get(self.pair.trains, "")
+        alone = {"video": "the picture alone", "audio": "the sound alone"}
+        judged = alone[self.pair.trains[0]] if len(self.pair.trains) == 1 else ""
         return {"number": self.number, "text": self.pair.text, "judged": judged}
 
     @property

@@ -38,6 +38,7 @@ FIGURES = (
 VARIETY = "variety"
 BATCH = 20  # clips made at once
 HELD_OUT_CLIPS = 2  # of each prompt
+GIVEN = {"v2a": "video", "a2v": "audio"}  # what a prompt's line gives the task, besides the text
 OTHER_CLIPS = 1000  # added to the seed of training on clips: the model has read those of its own seed
 LEARNED_PASSES = 4 / 3  # a step on pairs runs forward once more than one on clips, whose backward pass costs two
 Values = dict[str, dict[str, float]]  # metric -> prompt -> mean over its clips
@@ -121,6 +122,7 @@ class Size:
     rounds: int
     solver_steps: int
     mode: str
+    task: str
     train: tuple[str, ...]  # further keys of avgen train, of every arm
 
 
@@ -145,7 +147,7 @@ class Trial:
 
     def folder(self, name: str, *decides: Any) -> Path:
         """Named by all that decides what lies in it: nothing is taken for what was made otherwise."""
-        decides = (self.weights, self.seed, self.size.solver_steps, *decides)
+        decides = (self.weights, self.seed, self.size.solver_steps, self.size.task, *decides)
         return self.out / f"{name}_{fingerprint(decides)[:8]}"
 
     def own(self, name: str, arm: Arm) -> Path:
@@ -169,15 +171,15 @@ class Trial:
         """Clips of held-out prompts by a model, scored."""
         folder = self.folder(f"held_out_{name}", str(model), self.size.held_out)
         prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
-        write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out)
+        write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out, self.size.task)
         self.sampled(model, prompts, clips, HELD_OUT_CLIPS)
         self.scored(prompts, clips, scores, METRICS)
         return values_of(scores)
 
     def sampled(self, model: Path, prompts: Path, clips: Path, each: int) -> float:
         how = (f"samples={each}", f"seed={self.seed * 1000}", f"solver.steps={self.size.solver_steps}")
-        words = ("sample", f"model={model}", f"prompts={prompts}", f"out={clips}", *how, f"batch={BATCH}")
-        return self.ledger.run([*words, "precision=auto"], self.processes)
+        what = (f"task={self.size.task}", f"prompts={asked_in(prompts)}", f"out={clips}", f"batch={BATCH}")
+        return self.ledger.run(["sample", f"model={model}", *what, *how, "precision=auto"], self.processes)
 
     def scored(self, prompts: Path, clips: Path, scores: Path, metrics: str) -> float:
         asked = ("suite=plain", f"prompts={prompts}", f"clips={clips}", f"metrics={metrics}", f"out={scores}")
@@ -197,7 +199,7 @@ class Trial:
             first = self.folder("candidates", self.size.prompts, self.size.candidates)
             whose = first if number == 1 else own / f"candidates_{number}"
             prompts, clips, scores = whose / "prompts.jsonl", whose / "clips", whose / "scores"
-            write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts)
+            write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts, self.size.task)
             spent += self.sampled(model, prompts, clips, self.size.candidates)
             spent += self.scored(prompts, clips, scores, "[toybox]")
             pairs, run = self.mined(name, arm, number), own / f"run_{number}"
@@ -236,7 +238,7 @@ class Trial:
             *words_of("optimizer", to_plain(taught.optimizer)),
             *words_of("flow", to_plain(taught.flow)),
             *(f"{key}={getattr(taught, key)}" for key in ("batch", "precision", "ema_decay", "compile")),
-            *("samples.every=0", "tasks={t2av:1}", "validate_every=100000", "tracking.to=[]"),
+            *("samples.every=0", f"tasks={{{self.size.task}:1}}", "validate_every=100000", "tracking.to=[]"),
         )
         seconds = self.ledger.run(["train", *words])
         return Gone(run, seconds, seconds)
@@ -263,18 +265,38 @@ def typed(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def write_prompts(path: Path, split: str, seed: int, count: int) -> None:
-    """Distinct captions of single actors."""
+def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2av") -> None:
+    """Distinct captions of single actors; beside them, for a task that is given something, what it is given."""
+    from avgen.data.media import write_clip
     from avgen.data.toybox import Toybox, ToyboxConfig
 
-    world, texts = Toybox(ToyboxConfig(scenes=("single",)), split, seed), dict[str, None]()  # type: ignore[arg-type]
+    world, items = Toybox(ToyboxConfig(scenes=("single",)), split, seed), dict[str, int]()  # type: ignore[arg-type]
     for index in range(100 * count):
-        texts[world[index].caption] = None
-        if len(texts) == count:
+        items.setdefault(world[index].caption, index)
+        if len(items) == count:
             break
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"id": f"{split}_{i:04d}", "prompt": text}) for i, text in enumerate(texts)]
-    path.write_text("".join(line + "\n" for line in lines))
+    lines = [{"id": f"{split}_{i:04d}", "prompt": text} for i, text in enumerate(items)]
+    write_lines(path, lines)
+    if task == "t2av":
+        return
+    for line, index in zip(lines, items.values(), strict=True):
+        file = path.with_name("given") / f"{line['id']}.mp4"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            write_clip(file, world[index].clip)
+        line[GIVEN[task]] = str(file.resolve())
+    write_lines(asked_in(path), lines)
+
+
+def asked_in(prompts: Path) -> Path:
+    """The prompts with what the task is given; clips are judged by those of text alone."""
+    given = prompts.with_name("asked.jsonl")
+    return given if given.exists() else prompts
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def fold(run: Path, into: Path) -> None:

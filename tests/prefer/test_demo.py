@@ -10,10 +10,12 @@ from dataclasses import replace
 import pytest
 
 from avgen.config import load, to_plain
+from avgen.data.media import read_clip
+from avgen.data.toybox import parse
 from avgen.prefer import trial
 from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, show, trained
-from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, write_prompts
+from avgen.prefer.trial import FIGURES, VARIETY, Ledger, asked_in, gains, write_prompts
 from avgen.train.config import TrainConfig
 
 
@@ -106,6 +108,19 @@ def test_clips_are_those_the_model_knows_the_kind_of_and_take_as_long(tmp_path, 
     assert clips.steps == round((30 + 60 * 0.5) / (0.5 * 0.75))
 
 
+def test_a_task_that_is_given_something_gets_it_and_is_judged_by_its_text(tmp_path):
+    write_prompts(tmp_path / "prompts.jsonl", "test", 0, 3, "v2a")
+    judged, asked = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in (tmp_path / "prompts.jsonl", asked_in(tmp_path / "prompts.jsonl"))
+    )
+    assert all(set(line) == {"id", "prompt"} for line in judged)
+    assert [{"id": line["id"], "prompt": line["prompt"]} for line in asked] == judged
+    for line in asked:
+        assert read_clip(line["video"]).clip.video_duration_s == 2
+        assert parse(line["prompt"]).type == "single"
+
+
 def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
     for split in ("train", "test"):
         write_prompts(tmp_path / split, split, 0, 40)
@@ -149,6 +164,9 @@ def test_figures_and_picture_of_two_seeds_and_an_ablation_of_one(tmp_path, capsy
     assert [g["toybox.sync"]["value"] for g in said["arms"]["pairs"]["gain_of_each_seed"]] == pytest.approx([0.1, 0.2])
     assert said["arms"]["sum"]["gain"]["toybox.sync"]["value"] == pytest.approx(-0.1)
     assert said["arms"]["clips"]["over_clips"] is None
+    once = found(config, each | {"clips": [values(0.5)]}, {"pairs": [1.0, 2.0], "clips": [1.0]}, [9, 8])
+    assert once["arms"]["pairs"]["over_clips"]["toybox.sync"]["value"] == pytest.approx(0.1)  # of the first alone
+    assert once["arms"]["pairs"]["gain"]["toybox.sync"]["value"] == pytest.approx(0.15)
     show(said)
     assert "toybox.sync" in capsys.readouterr().out
     assert (tmp_path / drawn(said, tmp_path)).stat().st_size > 1000
