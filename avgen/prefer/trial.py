@@ -178,7 +178,7 @@ class Trial:
 
     def sampled(self, model: Path, prompts: Path, clips: Path, each: int) -> float:
         how = (f"samples={each}", f"seed={self.seed * 1000}", f"solver.steps={self.size.solver_steps}")
-        what = (f"task={self.size.task}", f"prompts={asked_in(prompts)}", f"out={clips}", f"batch={BATCH}")
+        what = (f"task={self.size.task}", f"prompts={prompts}", f"out={clips}", f"batch={BATCH}")
         return self.ledger.run(["sample", f"model={model}", *what, *how, "precision=auto"], self.processes)
 
     def scored(self, prompts: Path, clips: Path, scores: Path, metrics: str) -> float:
@@ -266,7 +266,7 @@ def typed(value: Any) -> str:
 
 
 def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2av") -> None:
-    """Distinct captions of single actors; beside them, for a task that is given something, what it is given."""
+    """Distinct captions of single actors, each with what the task is given: a clip of it."""
     from avgen.data.media import write_clip
     from avgen.data.toybox import Toybox, ToyboxConfig
 
@@ -277,25 +277,13 @@ def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2
             break
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [{"id": f"{split}_{i:04d}", "prompt": text} for i, text in enumerate(items)]
-    write_lines(path, lines)
-    if task == "t2av":
-        return
-    for line, index in zip(lines, items.values(), strict=True):
-        file = path.with_name("given") / f"{line['id']}.mp4"
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            write_clip(file, world[index].clip)
-        line[GIVEN[task]] = str(file.resolve())
-    write_lines(asked_in(path), lines)
-
-
-def asked_in(prompts: Path) -> Path:
-    """The prompts with what the task is given; clips are judged by those of text alone."""
-    given = prompts.with_name("asked.jsonl")
-    return given if given.exists() else prompts
-
-
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    if task in GIVEN:
+        for line, index in zip(lines, items.values(), strict=True):
+            file = path.with_name("given") / f"{line['id']}.mp4"
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                write_clip(file, world[index].clip)
+            line[GIVEN[task]] = str(file.resolve())
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
