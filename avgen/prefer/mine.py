@@ -225,6 +225,7 @@ def pair_of(
 
     rounded = {name: round(gap, 6) for name, gap in gaps.items()}
     kept: tuple[Modality, ...] = tuple(m for m in generated(winner.task) if m in trains)
+    task = config.train_as or winner.task  # what the clips were given is in both: they differ in what was made
     return Pair(
-        winner.prompt, winner.text, winner.task, winner.form, side(winner), side(loser), kept, "metrics", rounded, mark
+        winner.prompt, winner.text, task, winner.form, side(winner), side(loser), kept, "metrics", rounded, mark
     )

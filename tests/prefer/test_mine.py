@@ -53,6 +53,13 @@ def test_all_wants_every_group_modality_asks_each_and_sum_weighs(tmp_path):
     assert sides(mined(tmp_path, scores, louder, mode="sum")) == [("a", 0, 1), ("b", 0, 1)]
 
 
+def test_two_sounds_of_one_picture_may_be_trained_as_a_choice_of_t2av(tmp_path):
+    scores = {"a": [{"noise": 5.0}, {"noise": 1.0}]}
+    for asked, task in ((None, "v2a"), ("t2av", "t2av")):
+        [pair] = mined(tmp_path, scores, {"sound": Group({"noise": 1.0})}, said={"task": "v2a"}, train_as=asked).pairs
+        assert (pair.task, pair.trains, pair.winner.seed) == (task, ("audio",), 1)  # the picture is the same in both
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=6), st.booleans())
 def test_a_winner_is_ahead_in_every_group_and_the_gap_is_the_widest(tmp_path_factory, table, per_prompt_scale):
