@@ -44,8 +44,8 @@ class PreferConfig:
     per_prompt: int = 1  # most pairs of a prompt and group; no clip is in two of them
     # what the two clips of a pair must have in common, where avgen prefer pool exchanged sounds
     shared: Literal["nothing", "picture", "sound", "either"] = "nothing"
-    # task that pairs are trained at; null: the one their clips were made for. Two sounds of one picture, made by v2a, are
-    # also two clips that t2av might have made
+    # task that pairs are trained at; null: the one their clips were made for. Two sounds that v2a made for one picture
+    # are also two clips that t2av might have made
     train_as: Literal["t2av"] | None = None
     shown: int = 24  # pairs on the page
 
