@@ -92,9 +92,9 @@ def evaluate(config: EvalConfig, console: Any = None) -> dict[str, Any]:
     workers = config.workers or os.cpu_count() or 1
     fresh = fill(plan, mine, workers, console if rank == 0 else None)
     if ranks > 1:
-        from accelerate import PartialState
+        from avgen.ranks import this_process
 
-        PartialState().wait_for_everyone()
+        this_process().wait_for_everyone()
         if rank > 0:
             return {}
         # what other ranks measured and did not keep is measured again: a failure is told by whoever reports it

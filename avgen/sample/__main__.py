@@ -16,15 +16,15 @@ EXAMPLES = (
 def main(argv: list[str] | None = None) -> int:
     config = command.configure(SampleConfig, "sample", argv, "make clips with a trained model", EXAMPLES)
     # here, not above: a mistyped key must not wait for the models to be imported
-    from accelerate import PartialState
     from rich.console import Console
 
+    from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
     from avgen.sample.jobs import jobs_of, requests_of, run
 
     console = Console()
     requests = requests_of(config)
-    pipeline = open_pipeline(config.model).to(PartialState().device)
+    pipeline = open_pipeline(config.model).to(this_process().device)
     run(config, pipeline, jobs_of(config, pipeline, requests), console)
     console.print(f"clips and manifest.jsonl are in [bold]{config.out}[/bold]")
     return 0

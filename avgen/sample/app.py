@@ -50,14 +50,13 @@ def main(argv: list[str] | None = None) -> int:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError("avgen app needs gradio, which is not installed: pip install 'avgen[demo]'") from error
-    from accelerate import PartialState
-
+    from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
     from avgen.sample.page import serve
     from avgen.sample.studio import Studio
 
     print(f"opening {config.model} ...", flush=True)
-    pipeline = open_pipeline(config.model).to(PartialState().device)
+    pipeline = open_pipeline(config.model).to(this_process().device)
     served = serve(Studio(pipeline, config.out, config.longest_s), config)
     print(f"{served.local_url}  (Ctrl+C ends it; clips are in {config.out})", flush=True)
     try:

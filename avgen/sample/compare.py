@@ -106,14 +106,14 @@ def main(argv: list[str] | None = None) -> int:
         ["python -m avgen.sample.compare model=runs/weak tasks=[v2a] guidance.audio.cross=4"],
         "compare",
     )
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
+    from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
 
     console = Console()
-    pipeline = open_pipeline(config.model).to(PartialState().device)
+    pipeline = open_pipeline(config.model).to(this_process().device)
     method = Method(config.solver, config.guidance, precision=config.precision)
     exam = Exam.of(pipeline, config.world, "test", config.seed, config.clips, method)
     with Progress(console=console) as bar, crew(config.model, pipeline, config.processes) as reader:

@@ -19,11 +19,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avgen.config import to_plain
+from avgen.ranks import this_process
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import Form, Request, read_requests
 from avgen.sample.pipeline import AVPipeline, Made, described
@@ -68,7 +68,7 @@ def jobs_of(config: SampleConfig, pipeline: AVPipeline, requests: Sequence[Reque
 
 def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console: Console) -> int:
     """Make what is missing; returns how many clips this rank made."""
-    state = PartialState()
+    state = this_process()
     config.out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
         tidy(config.out, jobs)

@@ -168,14 +168,14 @@ def main(argv: list[str] | None = None) -> int:
         ["python -m avgen.sample.long_report model=runs/toybox clips=40"],
         "long_report",
     )
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
+    from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
 
     console = Console()
-    pipeline = open_pipeline(config.model).to(PartialState().device)
+    pipeline = open_pipeline(config.model).to(this_process().device)
     trained = pipeline.trained_form
     form = replace(trained, duration_s=config.times * trained.duration_s)
     with Progress(console=console) as bar:

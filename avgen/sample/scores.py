@@ -134,14 +134,14 @@ def main(argv: list[str] | None = None) -> int:
         ],
         "scores",
     )
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
+    from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
 
     console = Console()
-    pipeline = open_pipeline(config.model).to(PartialState().device)
+    pipeline = open_pipeline(config.model).to(this_process().device)
     method = Method(config.solver, config.guidance, precision=config.precision, cache=config.cache)
     exam = Exam.of(pipeline, config.world, config.split, config.seed, config.clips, method)
     with Progress(console=console) as bar, crew(config.model, pipeline, config.processes) as reader:

@@ -104,7 +104,8 @@ def test_killed_at_random_instants_a_job_of_100_yields_each_clip_once_and_whole(
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_clips_of_one(model, tmp_path):
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_two_processes_make_the_clips_of_one(model, tmp_path, launcher):
     path = prompts(tmp_path, 6)
     shared = [f"model={model}", f"prompts={path}", *QUICK]
     assert main(["sample", *shared, "batch=1", f"out={tmp_path / 'one'}"]) == 0
@@ -112,9 +113,11 @@ def test_two_processes_make_the_clips_of_one(model, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}", "-m", "avgen.sample"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"]
+    if launcher == "torchrun":
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*launch, *shared, "batch=8", f"out={tmp_path / 'two'}"],
+        [*launch, "-m", "avgen.sample", *shared, "batch=8", f"out={tmp_path / 'two'}"],
         cwd=ROOT, capture_output=True, text=True, timeout=170, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
