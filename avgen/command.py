@@ -161,7 +161,7 @@ def chosen(composed: Composed, group: str) -> str:
 def _key_lines(leaf: Leaf, composed: Composed, width: int) -> list[str]:
     value = _value_now(leaf, composed.mapping)
     # a section that may be null: its keys follow
-    head = f"  {leaf.key}={'{...}' if nested_dataclasses(leaf.hint) and value is not None else _shown(value)}"
+    head = f"  {leaf.key}={'{...}' if nested_dataclasses(leaf.hint) and value is not None else typed(value)}"
     tail = type_name(leaf.hint)
     meaning = field_comments(leaf.owner).get(leaf.name, "")
     text = f"{tail}: {meaning}" if meaning else tail
@@ -181,15 +181,16 @@ def _value_now(leaf: Leaf, mapping: typing.Mapping[str, Any]) -> Any:
     return leaf.default if other_kind else value
 
 
-def _shown(value: Any) -> str:
+def typed(value: Any) -> str:
+    """A plain value as it is typed on the command line: [single,turn], null, {t2av:1}."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(_shown(v) for v in value)}]"
+        return f"[{','.join(typed(v) for v in value)}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{k}:{_shown(v)}' for k, v in value.items())}}}"
+        return f"{{{','.join(f'{k}:{typed(v)}' for k, v in value.items())}}}"
     return UNSET if value == UNSET else str(value)
 
 

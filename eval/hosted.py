@@ -6,7 +6,6 @@ machine and cannot be fetched is no failure of a clip: the metric is skipped, an
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from avgen.data.media.sound import resample
+from avgen.models.identity import folder_mark
 from eval.metric import Setup, Skipped
 from eval.take import Picture, Sound
 
@@ -79,15 +79,7 @@ def mended(kind: Any) -> Any:
     return Mended
 
 
-@lru_cache(maxsize=32)
-def digest_of(folder: Path) -> str:
-    """Of everything in a model's folder."""
-    found = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        found.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()[:16]
+digest_of = lru_cache(maxsize=32)(folder_mark)  # many metrics ask for it
 
 
 def vectors(found: Any) -> np.ndarray:

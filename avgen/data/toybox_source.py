@@ -34,13 +34,12 @@ class Gaps:
 
     def of(self, index: int) -> Lack:
         u = uniform_of(self.seed, "gap", index)
-        if u < self.mute:
-            return "sound"
-        if u < self.mute + self.blind:
-            return "picture"
-        if u < self.mute + self.blind + self.short_audio:
-            return "tail"
-        return "time" if u < self.mute + self.blind + self.short_audio + self.late else "nothing"
+        lacks: tuple[Lack, ...] = ("sound", "picture", "tail", "time")
+        ends = accumulate((self.mute, self.blind, self.short_audio, self.late))
+        for lack, end in zip(lacks, ends, strict=True):
+            if u < end:
+                return lack
+        return "nothing"
 
     def delay_s(self, index: int) -> float:
         """Of the clip's sound."""

@@ -29,10 +29,11 @@ def fingerprint_of(label: str, weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def files_mark(folder: Path) -> str:
-    """16 hex digits of the weights' files in a folder, as they lie there."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}".encode())
-    return digest.hexdigest()[:16]
+def folder_mark(folder: Path) -> str:
+    """16 hex digits of everything in a model's folder, as it lies there."""
+    found = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        found.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]

@@ -143,9 +143,7 @@ def real_lines(
 
     for record in records:
         made_of = [digest(path) for path in (record.path, record.audio_path) if path is not None]
-        mark = fingerprint(
-            [*made_of, record.start_s, asked["duration_s"], asked["fps"], asked["height"], asked["width"]]
-        )
+        mark = fingerprint([*made_of, record.start_s, ClipForm.of(asked)])
         file = config.out / f"{asked['id']}_r{mark[:12]}.mp4"
         try:
             if not file.exists():

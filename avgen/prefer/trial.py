@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from avgen.command import typed
 from avgen.config import fingerprint, load, to_plain
-from avgen.models.identity import files_mark
+from avgen.models.identity import folder_mark
 from avgen.prefer.config import PreferConfig
 from avgen.train.config import ToyboxData, TrainConfig
 
@@ -93,10 +94,8 @@ class Ledger:
             code = subprocess.run(start, check=False, env=environment).returncode
         finally:
             spent = before + time.perf_counter() - began
-            self.write(
-                {name: seconds for name, seconds in self.read().items() if name != cut}
-                | {cut if code else stage: spent}
-            )
+            others = {name: seconds for name, seconds in self.read().items() if name != cut}
+            self.write(others | {cut if code else stage: spent})
         if code:
             raise ValueError(
                 f"avgen {words[0]} ended with exit code {code}: see above; the same command goes on from there"
@@ -143,7 +142,7 @@ class Trial:
     @cached_property
     def weights(self) -> str:
         """Of the model that every arm goes on from."""
-        return files_mark(self.model / "model")
+        return folder_mark(self.model / "model")
 
     def folder(self, name: str, *decides: Any) -> Path:
         """Named by all that decides what lies in it: nothing is taken for what was made otherwise."""
@@ -185,9 +184,9 @@ class Trial:
         asked = ("suite=plain", f"prompts={prompts}", f"clips={clips}", f"metrics={metrics}", f"out={scores}")
         return self.ledger.run(["eval", *asked, "nulls=false", "ceiling=false", "resamples=100"])
 
-    def mined(self, name: str, arm: Arm, number: int = 1) -> Path:
-        """The pairs of a round."""
-        return self.own(name, arm) / f"pairs_{number}"
+    def mined(self, name: str, arm: Arm) -> Path:
+        """The pairs of the first round."""
+        return self.own(name, arm) / "pairs_1"
 
     def improved(self, name: str, arm: Arm) -> Gone:
         if not arm.pairs:
@@ -202,7 +201,7 @@ class Trial:
             write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts, self.size.task)
             spent += self.sampled(model, prompts, clips, self.size.candidates)
             spent += self.scored(prompts, clips, scores, "[toybox]")
-            pairs, run = self.mined(name, arm, number), own / f"run_{number}"
+            pairs, run = own / f"pairs_{number}", own / f"run_{number}"
             mined = [f"clips={clips}", f"results={scores}", f"out={pairs}", *self.how(arm)]
             spent += self.ledger.run(["prefer", *mined])
             what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
@@ -224,14 +223,9 @@ class Trial:
             raise ValueError(f"{self.model} was not trained on the toybox: there are no clips to go on with")
         step_s = seconds_per_step(pairs.run)
         busy_s = pairs.seconds - pairs.training_s + self.size.rounds * self.size.steps * step_s
-        run = self.own(name, arm) / "run"
+        run, steps = self.own(name, arm) / "run", round(LEARNED_PASSES * busy_s / step_s)
         words = (
-            *(
-                "recipe=toybox",
-                f"start={self.model / 'model'}",
-                f"out={run}",
-                f"steps={round(LEARNED_PASSES * busy_s / step_s)}",
-            ),
+            *("recipe=toybox", f"start={self.model / 'model'}", f"out={run}", f"steps={steps}"),
             f"seed={OTHER_CLIPS + self.seed}",
             *words_of("data", to_plain(known.data)),
             *(() if taught.lora is None else words_of("lora", to_plain(taught.lora))),
@@ -255,14 +249,6 @@ def words_of(key: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [word for name, inner in value.items() for word in words_of(f"{key}.{name}", inner)]
     return [f"{key}={typed(value)}"]
-
-
-def typed(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{typed(inner)}" for name, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(typed, value)) + "]"
-    return "null" if value is None else str(value)
 
 
 def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2av") -> None:

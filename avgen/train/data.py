@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from avgen.config import ConfigError, build, fingerprint, to_plain
+from avgen.config import ConfigError, build, fingerprint
 from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
 from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
@@ -20,7 +20,7 @@ from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.codec_files import CodecConfig
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import load_or_fit
-from avgen.models.identity import files_mark
+from avgen.models.identity import folder_mark
 from avgen.prefer.pairs import Pair, read_pairs
 from avgen.train.checkpoint import checkpoints
 from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
@@ -88,7 +88,7 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     pairs = read_pairs(data.pairs)
     folder = data.pairs if data.pairs.is_dir() else data.pairs.parent
     assert config.start is not None, "preference improves a trained model"
-    read_now = [fingerprint([to_plain(pair) for pair in pairs]), files_mark(config.start)]
+    read_now = [fingerprint(pairs), folder_mark(config.start)]
     go_on_with(config, "data.pairs", "pairs and start weights", read_now)
     pipeline = open_pipeline(data.pipeline)
     if (pipeline.config.predict, pipeline.model.spec.text) != (config.flow.predict, config.model.text):
