@@ -24,6 +24,7 @@ class TowerConfig:
     clock: Clock = field(default_factory=Clock)  # how self-attention counts time
     space: Space = field(default_factory=Space)  # video only
     text_norm: bool = True  # layer norm before attention to the caption
+    anchored: bool = False  # tokens know how far they are from the clip's ends and edges, not only from each other
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

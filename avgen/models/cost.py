@@ -17,6 +17,7 @@ from typing import Literal
 from avgen.models.architecture import ModelConfig, TowerConfig
 from avgen.models.blocks import PARTNER
 from avgen.models.checkpointing import Checkpointing
+from avgen.models.rope import anchor_channels
 from avgen.models.text import GRAM_ROWS, VOCABULARY
 from avgen.types import AudioGeometry, Batch, Stream, VideoGeometry
 
@@ -123,6 +124,8 @@ def tower_linears(m: Part, tower: TowerConfig, text_width: int) -> Iterator[Line
     d, text = tower.width, f"{m} text"
     yield Linear(m, "ends", tower.channels, d, m, in_block=False, input_grad=False)
     yield Linear(m, "ends", d, tower.channels, m, in_block=False)
+    if tower.anchored:
+        yield Linear(m, "ends", anchor_channels(m == "video"), d, m, in_block=False, input_grad=False)
     yield Linear(m, "levels", LEVEL_CHANNELS, d, f"{m} levels", in_block=False, input_grad=False, autocast=False)
     yield Linear(m, "levels", d, 7 * d, f"{m} levels", in_block=False, autocast=False)  # d -> d and d -> 6 d
     yield Linear(m, "captions", text_width, d, f"{text} embed", in_block=False)

@@ -39,7 +39,14 @@ from avgen.models.blocks import (
 )
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.compilation import compile_blocks
-from avgen.models.rope import Rotation, space_time_rotation, time_rotation
+from avgen.models.rope import (
+    Rotation,
+    anchor_channels,
+    anchors,
+    space_time_rotation,
+    span_of,
+    time_rotation,
+)
 from avgen.models.sharing import Alone, Sharing, part
 from avgen.models.text import ByteLayer, Captions
 from avgen.types import Batch, Stream, Velocity
@@ -72,10 +79,11 @@ def run_blocks(blocks: Sequence[Block], x: Streams, context: dict[str, Context],
 class Tower(nn.Module):
     """A tower's ends: tokens in, noise levels, captions, velocity out. Its layers stand in the blocks."""
 
-    def __init__(self, config: TowerConfig, text: TextConfig) -> None:
+    def __init__(self, config: TowerConfig, text: TextConfig, places: bool) -> None:
         super().__init__()
         width = config.width
         self.embed = nn.Linear(config.channels, width)
+        self.anchor = nn.Linear(anchor_channels(places), width) if config.anchored else None
         self.level_embed = nn.Sequential(nn.Linear(LEVEL_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.level_modulate = nn.Linear(width, 6 * width)
         self.text_embed = nn.Sequential(
@@ -84,11 +92,12 @@ class Tower(nn.Module):
         self.head_table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, config.channels)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """(B, N, C) in any float dtype -> (B, N, D) in the weights'"""
+    def tokens(self, stream: Stream, span: Tensor) -> Tensor:
+        """The stream's (B, N, C), in any float dtype, in a clip of that (B, 2) span -> (B, N, D) in the weights'"""
         # Tokens that do not lie in a row torch multiplies in another way where the weights are frozen, which some
         # processors round otherwise: freezing must not change what a model says.
-        return self.embed(x.type_as(self.embed.weight).contiguous())
+        x = self.embed(stream.x.type_as(self.embed.weight).contiguous())
+        return x if self.anchor is None else x + self.anchor(anchors(stream, span).type_as(self.anchor.weight))
 
     def levels(self, levels: Tensor) -> Tensor:
         """(B, K) -> (B, K, D) float32"""
@@ -158,7 +167,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.spec = spec = ModelConfig.of({**saved, "coupling": coupling, "attention": attention})
         self.sharing: Sharing = Alone()
         self.captions = Captions(spec.text, spec.attention)
-        towers = {m: Tower(tower, spec.text) for m, tower in spec.towers.items()}
+        towers = {m: Tower(tower, spec.text, m == "video") for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         widths = {m: tower.width for m, tower in spec.towers.items()}
         coupled = spec.coupling == "cross" and len(widths) == 2
@@ -214,7 +223,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         with torch.autocast(batch.video_text.x.device.type, enabled=False):
             levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
             context = self.contexts(streams, mine, levels, texts, perturbation.bridge_on)
-        x = {m: self.towers[m].tokens(s.x) for m, s in mine.items()}
+        span = span_of(streams.values())
+        x = {m: self.towers[m].tokens(s, span) for m, s in mine.items()}
         x = run(self.blocks, x, context, perturbation)
         made = {m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in mine.items()}
         return Velocity(**{m: context[m].everyone(v) for m, v in made.items()})

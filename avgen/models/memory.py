@@ -17,6 +17,7 @@ from avgen.models.architecture import ModelConfig, TowerConfig
 from avgen.models.blocks import PARTNER
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.cost import LEVEL_CHANNELS, REBUILT, BatchShape, StreamShape, joint_stages, linears, parameters
+from avgen.models.rope import anchor_channels
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -136,7 +137,7 @@ def ends(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
         if config.coupling == "cross" and len(batch.streams) == 2:
             total += 4 * rows * config.bridge.head_dim
             total += 4 * b * ((2 * s.levels + 1) * 6 * tower.width)
-        total += rows * tower.channels * n.act
+        total += rows * (tower.channels + tower.anchored * anchor_channels(m == "video")) * n.act
     return total
 
 

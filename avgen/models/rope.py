@@ -1,4 +1,4 @@
-"""Rotary positions on one clock.
+"""Positions on one clock: rotary ones, of tokens to each other, and anchored ones, of tokens to the clip.
 
 Every tower measures time by an affine map of the same clock: `units_per_s * (anchor - origin_s)`, where the anchor
 is the start, middle or end of the token's interval. A fresh tower uses seconds and midpoints; a grafted
@@ -10,6 +10,7 @@ Shape letters: B samples, N tokens, R rotary pairs (half a head's channels).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -106,6 +107,43 @@ def _rotation(positions: list[Tensor], channels: list[int], thetas: list[float])
         dim=-1,
     )
     return Rotation(angles.cos().float()[:, :, None], angles.sin().float()[:, :, None])
+
+
+# Turns per second, of the time since the clip's start and until its end; turns per side, of rows and columns
+ANCHOR_TURNS_PER_S = tuple(2.0**k for k in range(-5, 3))
+ANCHOR_TURNS_PER_SIDE = (0.5, 1.0, 2.0, 4.0)
+
+
+def anchor_channels(places: bool) -> int:
+    """Of `anchors`: a sine and a cosine for each turn, of both times and, in a picture, of both sides."""
+    return 4 * len(ANCHOR_TURNS_PER_S) + places * 4 * len(ANCHOR_TURNS_PER_SIDE)
+
+
+def span_of(streams: Iterable[Stream]) -> Tensor:
+    """(B, 2) float64: when the first real token of a clip begins, in whichever stream, and when the last one ends."""
+    first, last = [], []
+    for stream in streams:
+        starts, ends = stream.time.double().unbind(-1)
+        if stream.valid is not None:
+            starts, ends = starts.masked_fill(~stream.valid, torch.inf), ends.masked_fill(~stream.valid, -torch.inf)
+        first.append(starts.amin(1))
+        last.append(ends.amax(1))
+    return torch.stack([torch.stack(first).amin(0), torch.stack(last).amax(0)], dim=-1).nan_to_num(0.0, 0.0, 0.0)
+
+
+def anchors(stream: Stream, span: Tensor) -> Tensor:
+    """(B, N, A) float32: where each token lies between the clip's start and end (B, 2), and between its edges.
+
+    Rotations tell tokens how far they are from each other. Of noise alone nobody could tell from that which of them
+    come first, so `first a ball bounces, then a lamp flashes` could not be planned while it is still noise.
+    """
+    middle = stream.time.double().mean(-1)
+    at = torch.stack([middle - span[:, :1], span[:, 1:] - middle], dim=-1)
+    parts = [(at, ANCHOR_TURNS_PER_S)]
+    if stream.place is not None and stream.extent is not None:
+        parts.append(((stream.place.double() + 0.5) / stream.extent.double()[:, None], ANCHOR_TURNS_PER_SIDE))
+    angles = torch.cat([(x[..., None] * x.new_tensor(turns)).flatten(2) for x, turns in parts], dim=-1) * (2 * torch.pi)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
 def turned(offset_s: float, clock: Clock, channels: int) -> Tensor:

@@ -19,7 +19,7 @@ AUDIO = AudioGeometry(channels=5, time=TimeGrid(640, 640), sample_rate_hz=16000)
 
 def config(coupling: str = "cross", **changes: object) -> ModelConfig:
     same = coupling == "joint"
-    video = TowerConfig(channels=6, width=48, heads=2, depth=3)
+    video = TowerConfig(channels=6, width=48, heads=2, depth=3, anchored=True)
     audio = TowerConfig(channels=5, width=48 if same else 32, heads=2, depth=3 if same else 2)
     defaults = ModelConfig(video, audio, TextConfig(width=16, depth=1, heads=2), BridgeConfig(2, 16), coupling)
     return replace(defaults, **changes)

@@ -83,6 +83,19 @@ def test_shifting_one_stream_alone_is_noticed(coupling):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("anchored", [False, True])
+def test_alike_tokens_tell_early_from_late_only_if_anchored(anchored):
+    """Attention by distance alone mixes values that are all the same: to the same, wherever it asks."""
+    towers = {m: replace(tower, anchored=anchored) for m, tower in config().towers.items()}
+    alike = batch()
+    alike = replace(alike, **{m: replace(s, x=torch.ones_like(s.x)) for m, s in alike.streams.items()})
+    with torch.no_grad():
+        made = model(**towers)(alike)
+    for velocity in made:
+        apart = (velocity - velocity[:, :1]).abs().amax()
+        assert apart > 0.01 if anchored else apart < 1e-5
+
+
 def test_relabelled_frame_rate_moves_the_alignment_as_the_clock_says():
     """8 fps video called 16 fps looks to the sound like video squeezed to half its time, and like nothing else."""
     net = model("cross")

@@ -8,9 +8,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from avgen.models.rope import Clock, Space, rotate, space_time_rotation, time_rotation, turned
-from avgen.types import TimeGrid
+from avgen.models.rope import (
+    Clock,
+    Space,
+    anchors,
+    rotate,
+    space_time_rotation,
+    span_of,
+    time_rotation,
+    turned,
+)
+from avgen.types import Stream, TimeGrid
 
 from .factory import VIDEO
 
@@ -100,3 +110,22 @@ def test_turned_constants_attend_most_at_their_offset(offset_s: float) -> None:
     here = time_rotation(torch.full((1, 1, 2), 100.0, dtype=torch.float64), clock, channels)
     scores = (rotate(query, here) * rotate(keys, far)).sum(-1)[0, :, 0]
     assert abs(instants[scores.argmax()] - offset_s) < 0.006
+
+
+def test_anchors_count_from_the_ends_of_what_is_real() -> None:
+    """The first second of a longer clip begins as a clip of one second does, and ends otherwise."""
+    short, long = (Stream.of(torch.zeros(1, n, 1), spans(n)) for n in (4, 8))
+    near, far = (anchors(s, span_of([s]))[0] for s in (short, long))
+    since = torch.arange(near.shape[-1]) % 16 < 8  # of 16 sines, and of as many cosines, those of the time since
+    torch.testing.assert_close(near[:, since], far[:4, since])
+    torch.testing.assert_close(near[:, ~since], far[4:, ~since])
+    padded = replace(long, valid=torch.arange(8)[None] < 4)
+    torch.testing.assert_close(anchors(padded, span_of([padded]))[0, :4], near)
+    late = replace(short, time=short.time + 3600)
+    torch.testing.assert_close(anchors(late, span_of([late]))[0], near)
+    assert anchors(replace(short, valid=torch.zeros(1, 4, dtype=torch.bool)), torch.zeros(1, 2)).isfinite().all()
+
+
+def spans(steps: int) -> Tensor:
+    start = torch.arange(steps, dtype=torch.float64)[None] / 4
+    return torch.stack([start, start + 0.25], dim=-1)
