@@ -15,7 +15,7 @@ from avgen.data.buckets import Bucket, Schedule, Shape, grouped, uniform_of
 from avgen.data.stream import At
 from avgen.data.toybox import Toybox, ToyClip
 from avgen.models.codecs import AudioCodec, VideoCodec
-from avgen.models.text import CAPTION_MULTIPLE, bytes_of
+from avgen.models.text import toybox_bytes
 from avgen.types import Batch, stack_batches
 
 Lack = Literal["nothing", "sound", "picture", "tail", "time"]
@@ -80,7 +80,7 @@ class ToyboxSource:
         items = [self.world[i] for i in indices]
         lacks = [self.gaps.of(i) for i in indices]
         captions = [_caption(item, lack) for item, lack in zip(items, lacks, strict=True)]
-        text = bytes_of(captions, self.max_caption_bytes, CAPTION_MULTIPLE)
+        text = toybox_bytes(captions, self.max_caption_bytes)
         frames = torch.stack([torch.from_numpy(item.clip.video) for item in items])
         video = self.video.geometry.stream(_latents(self.video, frames), self.world.config.fps)
         video = video.keep(torch.tensor([lack != "picture" for lack in lacks])[:, None])

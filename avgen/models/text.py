@@ -71,24 +71,26 @@ class ByteText:
         return bytes_of(captions, self.max_length)
 
 
-# Bytes that sources pad captions to, so that compiled code meets few shapes: what the toybox says of one actor fits in
-# one, of two actors in two.
-CAPTION_MULTIPLE = 96
-
-
-def bytes_of(captions: Sequence[str], max_length: int, multiple: int = 1) -> Text:
+def bytes_of(captions: Sequence[str], max_length: int, multiple: int = 1, least: int = 1) -> Text:
     """Captions as UTF-8 bytes for the embedded encoder: (B, L) int64, L <= max_length.
 
-    A longer caption is cut at a character boundary; L is a multiple of `multiple` where max_length allows.
+    A longer caption is cut at a character boundary; where max_length allows, L is a multiple of `multiple` and at least
+    `least`.
     """
     rows = [_cut(caption, max_length - 1) for caption in captions]
     ends = np.array([1 + len(row) for row in rows])
-    length = min(max_length, -(-int(ends.max()) // multiple) * multiple)
+    length = min(max_length, max(least, -(-int(ends.max()) // multiple) * multiple))
     x = np.zeros((len(rows), length), dtype=np.int64)
     x[:, 0] = BEGIN
     for line, row, end in zip(x, rows, ends, strict=True):
         line[1:end] = np.frombuffer(row, np.uint8)
     return Text.of(torch.from_numpy(x), torch.from_numpy(np.arange(length) < ends[:, None]))
+
+
+def toybox_bytes(captions: Sequence[str], max_length: int) -> Text:
+    """In few lengths, so that compiled code meets few shapes: what the toybox says of one actor fits in 96 bytes, of
+    two in 128."""
+    return bytes_of(captions, max_length, multiple=32, least=96)
 
 
 def captions_of(text: Text) -> list[str] | None:

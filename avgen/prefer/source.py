@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from avgen.data.buckets import Shape
 from avgen.data.stream import At, Order
-from avgen.models.text import CAPTION_MULTIPLE, bytes_of
+from avgen.models.text import toybox_bytes
 from avgen.prefer.pairs import Pair, Side
 from avgen.sample.inputs import Form, read_picture, read_sound
 from avgen.sample.pipeline import AVPipeline
@@ -50,7 +50,7 @@ class Latents:
         video = self.video.stream(held["video"], pair.form.fps) if "video" in held else None
         audio = self.audio.stream(held["audio"]) if "audio" in held else None
         if self.caption_bytes is not None:
-            text = bytes_of([pair.text], self.caption_bytes, CAPTION_MULTIPLE)
+            text = toybox_bytes([pair.text], self.caption_bytes)
         else:
             text = Text.of(held["text"], held["text_valid"].bool())
         return Batch(video, audio, text, text)

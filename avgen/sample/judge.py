@@ -180,17 +180,22 @@ class Judge:
         return Counted(counts(made), counts(self.real), counts(swapped))
 
     def against_truth(self, made: Sequence[Read], swapped: Sequence[Read], sense: Sense) -> dict[str, Counted]:
-        """F1 against the events that truly happen in what was given."""
+        """F1 against the events that truly happen; and of those alone that what was given tells of."""
 
         def counts(clips: Sequence[Read], what: str) -> Counts:
             pairs = zip(clips, self.items, strict=True)
             return [f1(getattr(score(read.reading, item.events), what)) for read, item in pairs]
 
         wanted = {"onset": sense, "sync": "sync"}
-        return {
+        found = {
             name: Counted(counts(made, what), counts(self.real, what), counts(swapped, what))
             for name, what in wanted.items()
         }
+        told = (
+            [f1(told_onsets(read.reading, item, sense)) for read, item in zip(clips, self.items, strict=True)]
+            for clips in (made, self.real, swapped)
+        )
+        return {**found, "onset told": Counted(*told)}
 
     def caption(self, made: Sequence[Read], chosen: Sequence[ToyClip]) -> dict[str, Counted]:
         """Shares of the captions' actors shown with the right ..."""
@@ -210,6 +215,17 @@ class Judge:
             return [(float(all(shows(read.reading, item.facts, s) for s in senses)), 1.0) for read, item in pairs]
 
         return Counted(counts(made, chosen), counts(self.real, self.items))
+
+
+def told_onsets(reading: Reading, item: ToyClip, sense: Sense) -> Tally:
+    """Without those that have no part in the given stream: nobody can know from a picture when someone off screen will
+    be heard, nor from a sound when someone silent will move."""
+    given = "visible" if sense == "heard" else "audible"
+    hidden = {(actor.kind, actor.colour) for actor in item.facts.actors if not getattr(actor, given)}
+    kept = tuple(event for event in getattr(reading, sense) if (event.kind, event.colour) not in hidden)
+    true = [event for event in item.events if getattr(event, given)]
+    told: Tally = getattr(score(replace(reading, **{sense: kept}), true), sense)  # type: ignore[arg-type]
+    return told
 
 
 def shows(reading: Reading, facts: SceneFacts, sense: Sense) -> bool:

@@ -20,7 +20,7 @@ from avgen.sample.judge import Judge, Read, Scored
 from avgen.sample.method import Method, Precision
 from avgen.sample.solvers import SolverConfig
 
-SCENE_FIGURES = ("sync", "onset", "right")  # what is said of each type of scene where there are several
+SCENE_FIGURES = ("sync", "onset", "onset told", "right")  # what is said of each type of scene where there are several
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,30 @@ def test_sound_of_other_clips_falls_to_the_null(judge):
     assert onset.figure == onset.null
 
 
+@pytest.mark.parametrize(("task", "sense", "given"), [("v2a", "heard", "visible"), ("a2v", "seen", "audible")])
+def test_what_the_given_stream_does_not_tell_counts_apart(varied, task, sense, given):
+    """Whoever is off screen may be heard at any time, whoever is silent may move at any; others may not."""
+
+    def late(read, actors):
+        events = (
+            replace(e, instant_s=e.instant_s + 0.4) if (e.kind, e.colour) in actors else e
+            for e in getattr(read.reading, sense)
+        )
+        return replace(read, reading=replace(read.reading, **{sense: tuple(events)}))
+
+    def matched(made, name):
+        return sum(top for top, _ in varied.figures(task, made)[name].made)
+
+    hidden, everyone = (
+        [{(a.kind, a.colour) for a in item.facts.actors if every or not getattr(a, given)} for item in varied.items]
+        for every in (False, True)
+    )
+    moved, shaken = ([late(*pair) for pair in zip(varied.real, who, strict=True)] for who in (hidden, everyone))
+    assert matched(moved, "onset") < matched(varied.real, "onset")
+    assert matched(moved, "onset told") == matched(varied.real, "onset told")
+    assert matched(shaken, "onset told") < matched(varied.real, "onset told")
+
+
 def test_a_clip_with_another_sound_reads_as_if_it_had_been_read_whole(judge):
     one, other = judge.real[0], judge.twins[1]
     mixed = replace(one.clip, audio=other.clip.audio)
