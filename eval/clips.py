@@ -15,7 +15,7 @@ from pathlib import Path
 from eval.suites import Suite
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".m4a", ".wav")
-NUMBERED = re.compile(r"sample_(\d{4,})(?:_s(\d+))?")
+NUMBERED = re.compile(r"sample_(\d{4,})")
 SEEDED = re.compile(r"(.*)_s(\d+)")
 
 

@@ -36,7 +36,7 @@ class Source:
     @classmethod
     def of(cls, setup: Setup, group: str, default: str) -> Source:
         place = setup.weights.get(group, default)
-        return cls(group, place, setup.device, digest_of(Path(place)) if Path(place).is_dir() else "")
+        return cls(group, place, setup.device, digest_of(Path(place)) if place and Path(place).is_dir() else "")
 
     @property
     def parameters(self) -> Mapping[str, str]:

@@ -76,7 +76,8 @@ def open_run(folder: Path) -> Run:
 
 def write_report(config: ReportConfig) -> Path:
     runs = [open_run(folder) for folder in ordered(config.runs, config.baseline)]
-    if len({run.summary["suite"]["name"] for run in runs}) > 1:
+    # of one name there may be several: two lists of prompts of one's own are both `plain`
+    if len({(run.summary["suite"]["name"], run.summary["suite"]["digest"]) for run in runs}) > 1:
         raise ValueError(f"runs={[str(r) for r in config.runs]} are of different suites: make one page each")
     runs = named_apart(runs)
     out = config.out or runs[0].folder / "report.html"
@@ -194,12 +195,13 @@ def pairs_of(runs: Sequence[Run], metrics: Sequence[Json], resamples: int) -> li
     found: list[Json] = []
     higher = {m["name"]: m["direction"] == "higher" for m in metrics}
     zero = {m["name"] for m in metrics if m["direction"] == "zero"}
+    judged = {m["name"] for m in metrics if m["direction"] != "none"}  # of the others neither run can be the better one
     values = [by_prompt(run, zero) for run in runs]
     for i, first in enumerate(runs):
         for j in range(i + 1, len(runs)):
             second = runs[j]
             hashes = [{n: m["definition"]["hash"] for n, m in run.measured.items()} for run in (first, second)]
-            same = {name for name in values[i] if hashes[0].get(name) == hashes[1].get(name)}
+            same = {n for n in values[i] if n in judged and hashes[0].get(n) == hashes[1].get(n)}
             ours, theirs = ({n: v for n, v in values[k].items() if n in same} for k in (i, j))
             for name, one in statistics.compare_all(ours, theirs, higher, resamples=resamples).items():
                 spread = one.value / one.effect if one.effect and math.isfinite(one.effect) else None

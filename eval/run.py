@@ -230,8 +230,9 @@ def summary_of(
         if isinstance(metric, SetMetric):
             vectors = [[r[c.key] for c in cs if c.metric == place] for r, cs in zip(embedded, plan.cells, strict=True)]
             made = [row[0] for row in vectors]
-            real = [row[1] for row in vectors if len(row) > 1]
-            sets[metric.definition.name] = set_summary(metric, made, real, config.seed)
+            # of each prompt once, however many clips were made of it
+            real = {job.prompt.id: row[1] for job, row in zip(plan.jobs, vectors, strict=True) if len(row) > 1}
+            sets[metric.definition.name] = set_summary(metric, made, list(real.values()), config.seed)
         else:
             metrics[metric.definition.name] = summarised(metric, lines, prompts, how)
     return {

@@ -77,18 +77,21 @@ class Scorer:
     def cells(self, job: Job) -> Iterator[Cell]:
         for i, metric in enumerate(self.metrics):
             said = metric.definition
+            # a refusal is not the value that was measured where it was allowed
+            refused = ":refused" if self.strict_licence and not said.needs.commercial else ""
             if isinstance(metric, SetMetric):
-                embedder = metric.embedder.definition
-                yield Cell(i, "", f"embed:{embedder.hash}")
+                embedded = f"embed:{metric.embedder.definition.hash}{refused}"
+                yield Cell(i, "", embedded)
                 if said.needs.reference:
-                    yield Cell(i, "reference", f"embed:{embedder.hash}:reference")
+                    yield Cell(i, "reference", f"{embedded}:reference")
                 continue
-            yield Cell(i, "", said.hash)
+            known = f"{said.hash}{refused}"
+            yield Cell(i, "", known)
             for null in said.nulls if self.nulls else ():
                 decides = {"shifted": f":{self.seed}", "swapped": f":{job.partner_sha256[:16]}", "silent": ""}[null]
-                yield Cell(i, null, f"{said.hash}:{null}{decides}")
+                yield Cell(i, null, f"{known}:{null}{decides}")
             if said.ceiling and self.ceiling and (self.ideal is not None or job.prompt.reference is not None):
-                yield Cell(i, CEILING, f"{said.hash}:{CEILING}")
+                yield Cell(i, CEILING, f"{known}:{CEILING}")
 
     def __call__(self, job: Job, wanted: Sequence[Cell]) -> Scored:
         clock = Clock()

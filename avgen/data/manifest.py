@@ -108,7 +108,7 @@ def read_manifest(source: str | Path) -> Iterator[Record]:
         if isinstance(record, BadRow):
             raise ManifestError(f"{record.where}: {record.reason} (`avgen doctor` lists every such row)")
         for kind, text in record.captions:
-            if not _encodable(text):
+            if not encodable(text):
                 raise ManifestError(
                     f"{record.where}: the {kind} caption {_shown(text)} holds bytes that are not UTF-8: save the file "
                     f"as UTF-8, or let `avgen doctor` drop such rows"
@@ -331,7 +331,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 def _json_line(row: Mapping[str, Any]) -> str:
     kept = {name: value for name, value in row.items() if value is not None or name not in _MEANING}
     plain = json.dumps(kept, ensure_ascii=False, default=str)
-    return (plain if _encodable(plain) else json.dumps(kept, default=str)) + "\n"
+    return (plain if encodable(plain) else json.dumps(kept, default=str)) + "\n"
 
 
 def _write_text(path: Path, lines: Iterable[str]) -> int:
@@ -481,7 +481,7 @@ def _folder(folder: Path) -> Iterator[Record]:
         raise ManifestError(f"{folder} holds no media files ({', '.join(PICTURE_SUFFIXES + SOUND_SUFFIXES)})")
 
 
-def _encodable(text: str) -> bool:
+def encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

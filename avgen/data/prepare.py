@@ -28,7 +28,7 @@ import torch
 from avgen import __version__, command
 from avgen.config import ConfigError, fingerprint, to_plain
 from avgen.data.encode import Encoders, Media, NotFinite, looked_at, read_media
-from avgen.data.manifest import BadRow, Record, manifest_file, scan_manifest
+from avgen.data.manifest import BadRow, Record, encodable, manifest_file, scan_manifest
 from avgen.data.media import MediaError
 from avgen.data.store import Header, Store, StoreError
 from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch
@@ -337,6 +337,10 @@ def noted(
 def look(number: int, record: Record | BadRow, rule: WindowRule, header: Header) -> list[Cut] | Lost:
     if isinstance(record, BadRow):
         return Lost(number, record.where, record.reason)
+    told = [text for _, text in record.captions]
+    if not all(map(encodable, (str(record.path), *told, *record.tags))):
+        path = str(record.path).encode(errors="backslashreplace").decode()
+        return Lost(number, path, f"{record.where}: holds bytes that are not UTF-8: save the manifest as UTF-8")
     try:
         seen, heard = looked_at(record)
         return rule.cuts(seen, heard, record.start_s, record.end_s, header.video is not None, header.audio is not None)

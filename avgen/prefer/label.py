@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,8 +110,9 @@ class Survey:
             "seconds": round(seconds, 2),
             "at": round(time.time()),
         }
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")  # by a kill: begin a line of our own
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" * torn + json.dumps(line) + "\n")
         self.answers.append(line)
         self.write_pairs()
 
@@ -150,8 +152,11 @@ def _key(answer: dict[str, Any]) -> Key:
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """Whole lines; one that a kill cut short is not there."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 class Handler(BaseHTTPRequestHandler):

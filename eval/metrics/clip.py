@@ -14,7 +14,7 @@ from eval.metrics.distances import set_metrics
 
 DEFAULT = "openai/clip-vit-base-patch32"
 FRAMES = 16
-INSTALL = "pip install 'avgen[eval]'"
+INSTALL = "pip install -e '.[eval]'"
 
 
 def metrics(setup: Setup) -> Sequence[Metric]:

@@ -96,7 +96,7 @@ class Jury:
     def judge(self) -> Judge:
         place = self.source.place
         if not place:
-            raise Skipped("no judge: give weights.judge=FOLDER_OR_ID, or weights.judge=http://HOST/v1#MODEL")
+            raise Skipped("no judge: give weights.judge=FOLDER_OR_ID, or 'weights.judge=\"http://HOST/v1#MODEL\"'")
         if place.startswith(("http://", "https://")):
             address, _, model = place.partition("#")
             return Endpoint(address.rstrip("/"), model)

@@ -17,7 +17,7 @@ from eval.take import Sound
 RATE_HZ = 16_000
 LEAST_S = 0.5  # of speech, for its quality to be judged
 SPEAKING = 0.5  # probability from which a window counts
-INSTALL = "pip install 'avgen[eval]'"
+INSTALL = "pip install -e '.[eval]'"
 VAD = Needs(sound=True, packages=("silero_vad",), licence="MIT", install=INSTALL)
 MOS = Needs(sound=True, packages=("silero_vad", "speechmos", "onnxruntime"), licence="MIT", install=INSTALL)
 SCALES = {

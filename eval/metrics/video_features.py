@@ -22,7 +22,7 @@ def metrics(setup: Setup) -> Sequence[Metric]:
         reference=True,
         packages=("torchvision",),
         licence="that of the weights",
-        install="pip install 'avgen[eval]'",
+        install="pip install -e '.[eval]'",
     )
     return set_metrics(model, "videomae", needs)
 

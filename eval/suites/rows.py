@@ -56,7 +56,7 @@ def csv_rows(file: Path) -> Iterator[Row]:
 
 
 def jsonl_rows(file: Path) -> Iterator[Row]:
-    for i, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for i, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):  # JSON may hold U+2028
         if line.strip():
             yield mapping(file, f"line {i}", parsed(file, f"line {i}", line))
 

@@ -18,6 +18,7 @@ from avgen.data.doctor.config import DoctorConfig
 from avgen.data.doctor.copies import Copies
 from avgen.data.doctor.crew import Crew, Lost
 from avgen.data.doctor.measure import Measures, measure
+from avgen.data.doctor.report import strip_of
 from avgen.data.doctor.rules import CaptionCommon, Duplicate, Rules
 from avgen.data.manifest import Captions, Record, read_manifest, write_manifest
 from avgen.data.media import read_clip, write_clip
@@ -171,6 +172,12 @@ def test_captions_are_judged(captions, rule):
     assert [f.rule for f in RULES.findings(record, healthy) if f.rule != "unreadable"] == ([rule] if rule else [])
 
 
+def test_nothing_is_drawn_of_a_clip_that_cannot_be_read(tmp_path):
+    (tmp_path / "c.mp4").write_bytes(b"nothing that plays")
+    assert strip_of(tmp_path / "c.mp4", 0.0, None) == b""
+    assert strip_of(tmp_path / "none.mp4", 0.0, None) == b""
+
+
 def test_clean_toybox_clips_raise_no_alarm(tmp_path):
     """What the world did not render silent or still has no fault."""
     copies = Copies(RULES.duplicate)
@@ -207,6 +214,8 @@ def test_copies_are_found_however_they_were_made_and_the_largest_stays(tmp_path)
         write_clip(path, clip, **how)
         copies.add(number, Record(path), measure(path, 0.0, None))
     copies.add(99, Record(tmp_path / "7.mp4"), measure(tmp_path / "7.mp4", 0.0, None))  # listed twice
+    dubbed = Record(tmp_path / "7.mp4", audio_path=tmp_path / "8.mp4")  # the same picture again, sound from elsewhere
+    copies.add(100, dubbed, measure(dubbed.path, 0.0, None, dubbed.audio_path))
     same = copies.found()
     assert set(same) == {0, 1, 2, 4, 5, 99}
     assert "copy of 3.mp4, row 4" in same[0]  # the largest

@@ -165,6 +165,21 @@ def test_an_unreadable_clip_is_left_out_and_named_and_can_be_brought_back(clips,
     assert Store.open(config.out).totals.rows == whole.totals.rows
 
 
+@pytest.mark.parametrize(("column", "said"), [("caption", "caf\xe9"), ("path", "\xe9.mp4"), ("tags", "\xe9")])
+def test_a_row_in_another_encoding_is_left_out_and_named(clips, tmp_path, column, said):
+    row = {"path": str(clips / "1.mp4"), "caption": "tea", "tags": "toy"}
+    rows = [row, row | {column: said}, row]
+    text = "".join(",".join(r.values()) + "\n" for r in ({name: name for name in row}, *rows))
+    (tmp_path / "clips.csv").write_bytes(text.encode("latin-1"))
+    config = settings(clips, tmp_path / "latents", manifest=tmp_path / "clips.csv", shard_clips=8)
+    assert prepare(config, quiet(), Place()) == 3
+    (lost,) = json.loads((config.out / "report.json").read_text(encoding="utf-8"))["lost"]
+    assert lost["clip"] == 1
+    assert "line 3" in lost["reason"]
+    assert "not UTF-8" in lost["reason"]
+    assert {row["clip"] for row in everything(Store.open(config.out))} == {0, 2}
+
+
 def test_a_folder_that_went_away_is_no_empty_store(clips, tmp_path):
     manifest = tmp_path / "clips.jsonl"
     manifest.write_text((clips / "clips.jsonl").read_text())  # beside it lies nothing

@@ -309,6 +309,13 @@ def test_no_judge_and_a_dead_one_are_skipped() -> None:
     assert "cannot be reached" in dead.reason
 
 
+def test_no_weights_are_not_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = metric("judge.audio_video", {}).definition.hash
+    (tmp_path / "anything").write_text("else")
+    assert metric("judge.audio_video", {}).definition.hash == before
+
+
 def brightness(frames: Any, fps: Any, wave: Any, rate: Any, text: str) -> float:
     return float(frames.mean()) / 255
 

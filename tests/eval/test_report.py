@@ -92,6 +92,8 @@ def test_comparisons_turn_round(runs: tuple[Path, Path], made: Path) -> None:
     there, back = (pairs[name, "toybox.sync"] for name in ("eval_good", "eval_late"))
     assert there["value"] > 0
     assert (back["value"], back["low"], back["high"]) == (-there["value"], -there["high"], -there["low"])
+    judged = {m["name"] for m in data_of(made)["metrics"] if m["direction"] != "none"}
+    assert {metric for _, metric in pairs} <= judged  # the others would only widen the correction
     first = data_of(write_report(ReportConfig(runs=runs, baseline=runs[0], out=runs[0] / "turned.html")))
     assert [run["name"] for run in first["runs"]] == ["eval_late", "eval_good"]
 
@@ -122,6 +124,12 @@ def test_wrong_input_names_the_key(runs: tuple[Path, Path], tmp_path: Path) -> N
         main([str(tmp_path)])
     with pytest.raises(ValueError, match=r"headline=\['sink'\]"):
         main([str(runs[0]), "headline=[sink]"])
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    summary["suite"]["digest"] = "of other prompts"
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "results.jsonl").write_text((runs[1] / "results.jsonl").read_text())
+    with pytest.raises(ValueError, match="different suites"):
+        main([str(runs[0]), str(tmp_path)])
 
 
 @pytest.fixture(scope="module")

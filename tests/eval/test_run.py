@@ -297,3 +297,30 @@ def test_set_metrics_see_the_clips_that_have_an_embedding(tmp_path: Path, monkey
         assert found["mean"] == pytest.approx(np.sqrt(3) * 10, abs=2)
         assert (found["prompts"], found["references"]) == (2, 2)
         assert "no shade" in next(iter(found["reasons"]))
+
+
+@pytest.fixture
+def shaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalConfig:
+    """Two prompts with a real clip each, and two clips made of each."""
+    monkeypatch.setattr(registry, "GROUPS", (registry.Group("shades", "shades", "tests.eval.shades"),))
+    (tmp_path / "clips").mkdir()
+    for i, name in enumerate(("clips/a_s0", "clips/a_s1", "clips/b_s0", "clips/b_s1", "a_real", "b_real")):
+        write_clip(tmp_path / f"{name}.mp4", Clip(np.full((8, 32, 32, 3), 20 * i, np.uint8), None, 8.0, None))
+    prompts = [{"id": name, "text": name, "reference": f"{name}_real.mp4"} for name in "ab"]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    return config(
+        tmp_path / "clips", tmp_path / "out", suite="plain", prompts=tmp_path / "suite.jsonl", metrics=("shades",)
+    )
+
+
+def test_a_real_clip_stands_in_the_reference_once(shaded: EvalConfig) -> None:
+    found = run.evaluate(shaded)["sets"]["shades.gap"]
+    assert found["n"]["ok"] == 4
+    assert found["references"] == 2
+
+
+def test_a_strict_licence_refuses_what_is_in_the_cache_too(shaded: EvalConfig) -> None:
+    assert run.evaluate(shaded)["metrics"]["shades.closed"]["n"]["ok"] == 4
+    strict = run.evaluate(replace(shaded, strict_licence=True))["metrics"]["shades.closed"]["n"]
+    assert (strict["ok"], strict["skipped"]) == (0, 4)
+    assert run.evaluate(shaded)["metrics"]["shades.closed"]["n"]["ok"] == 4

@@ -138,7 +138,14 @@ def test_plain_files_in_both_forms_say_the_same(tmp_path: Path) -> None:
     }
     jsonl = written(tmp_path, "a.jsonl", json.dumps(said) + "\n")
     assert read_suite("plain", csv).prompts == read_suite("plain", jsonl).prompts
+
     assert read_suite("plain", csv).prompts[0].tags == {"place": ("church", "town")}
+
+
+def test_a_line_of_jsonl_ends_where_json_says(tmp_path: Path) -> None:
+    said = {"id": "a", "text": "one line,\u2028and still it"}
+    jsonl = written(tmp_path, "a.jsonl", json.dumps(said, ensure_ascii=False) + "\n")
+    assert [prompt.text for prompt in read_suite("plain", jsonl).prompts] == [said["text"]]
 
 
 def test_a_prompt_file_of_sample_is_a_suite(tmp_path: Path) -> None:
@@ -243,6 +250,14 @@ def test_clips_are_found_by_row_number(tmp_path: Path) -> None:
     clips = touched(tmp_path / "clips", "sample_0000.mp4", "sample_0000.wav", "sample_0002.mp4", "sample_0009.mp4")
     found = [(one.prompt, one.path and one.path.name) for one in find_clips(clips, suite)]
     assert found == [("a", "sample_0000.mp4"), ("b", None), ("set/c", "sample_0002.mp4")]
+
+
+def test_numbered_clips_have_the_seed_that_their_name_says(tmp_path: Path) -> None:
+    suite = small_suite(tmp_path)
+    clips = touched(tmp_path / "clips", "sample_0000_s0.mp4", "sample_0000_s1.mp4", "sample_0001_s7.mp4")
+    found = [(one.prompt, one.seed, one.path and one.path.name) for one in find_clips(clips, suite)]
+    assert found[:2] == [("a", 0, "sample_0000_s0.mp4"), ("a", 1, "sample_0000_s1.mp4")]
+    assert found[2:] == [("b", 7, "sample_0001_s7.mp4"), ("set/c", 0, None)]
 
 
 def test_clips_are_found_by_the_samplers_manifest(tmp_path: Path) -> None:

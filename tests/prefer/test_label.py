@@ -68,6 +68,18 @@ def test_answers_go_on_where_they_stopped_and_become_pairs(tmp_path):
     assert len(Survey(LabelConfig(tmp_path / "pairs", "bob", tmp_path / "out")).open) == 4
 
 
+def test_a_line_that_a_kill_cut_short_costs_no_other(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    survey = Survey(config)
+    survey.answer(survey.open[0].number, "a", 1.0)
+    with survey.path.open("a") as file:
+        file.write('{"name": "ann", "pr')
+    again = Survey(config)
+    again.answer(again.open[0].number, "b", 1.0)
+    assert [answer["choice"] for answer in Survey(config).answers] == ["a", "b"]
+
+
 def test_what_people_choose_wins_whatever_the_metrics_say_later(tmp_path):
     (one,) = pairs_in(tmp_path / "pairs", 1)
     seen, heard = replace(one, trains=("video",)), replace(one, winner=one.loser, loser=one.winner, trains=("audio",))

@@ -19,13 +19,14 @@ MOVING = 3.0  # grey levels: with less motion than this, motion says nothing
 BATCH = 4096
 
 _Key = tuple[str, int, int]
+_Place = tuple[str, str, float, float | None]  # file, that of the sound if another, start, end
 
 
 @dataclass(frozen=True)
 class _Print:
     number: int
     name: str
-    place: tuple[str, float, float | None]
+    place: _Place
     pixels: int
     duration_s: float
     look: bytes  # (LOOKS, LOOK, LOOK) uint8
@@ -48,7 +49,7 @@ class Copies:
             _Print(
                 number,
                 record.name,
-                (str(record.path), record.start_s, record.end_s),
+                (str(record.path), str(record.audio_path or ""), record.start_s, record.end_s),
                 picture.width * picture.height if picture else 0,
                 max(end for _, end in spans) - min(start for start, _ in spans),
                 unpacked(picture.look, np.uint8).astype(np.uint8).tobytes() if picture else b"",
@@ -59,7 +60,7 @@ class Copies:
     def found(self) -> dict[int, str]:
         """Per copy, what it is a copy of. Of each set the largest picture stays, then the first in the list."""
         order = sorted(self._prints, key=lambda p: (-p.pixels, p.number))
-        places: dict[tuple[str, float, float | None], _Print] = {}
+        places: dict[_Place, _Print] = {}
         met: dict[_Key, list[_Print]] = defaultdict(list)
         copies: dict[int, str] = {}
         for begin in range(0, len(order), BATCH):

@@ -135,7 +135,16 @@ def write_page(report: Report, strips: Mapping[int, bytes], path: Path) -> None:
 
 
 def strip_of(path: Path, start_s: float, end_s: float | None) -> bytes:
-    """A clip as a small JPEG: frames over its waveform."""
+    """A clip as a small JPEG: frames over its waveform; nothing of a clip that cannot be read."""
+    from avgen.data.media import MediaError
+
+    try:
+        return _drawn(path, start_s, end_s)
+    except (MediaError, OSError):
+        return b""
+
+
+def _drawn(path: Path, start_s: float, end_s: float | None) -> bytes:
     from avgen.data.contact_sheet import contact_sheet
     from avgen.data.media import probe, read_clip
 
