@@ -14,4 +14,4 @@ def this_process() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.cuda.is_available())

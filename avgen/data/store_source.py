@@ -179,7 +179,12 @@ class Part:
 
 
 def mixed(
-    parts: Sequence[Part], batch: int, step_tokens: int | None = None, mixed_fps: bool = False, seed: int = 0
+    parts: Sequence[Part],
+    batch: int,
+    step_tokens: int | None = None,
+    mixed_fps: bool = False,
+    seed: int = 0,
+    max_caption_bytes: int = 256,
 ) -> tuple[StoreSource, Schedule, list[int]]:
     """Stores as one source, the order in which training reads it, and the rows that it never does.
 
@@ -210,7 +215,7 @@ def mixed(
         Bucket(clips, longest, weight / most)
         for clips, (_, longest, weight) in zip(shared([members for members, _, _ in found]), found, strict=True)
     )
-    return StoreSource(stores, seed), Schedule(buckets, batch, step_tokens, seed), away
+    return StoreSource(stores, seed, max_caption_bytes), Schedule(buckets, batch, step_tokens, seed), away
 
 
 def held_out(clips: np.ndarray, share: float, salt: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -23,6 +24,7 @@ from avgen.data.toybox.world import Split
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
 from avgen.demo.showing import Shown, show_made, varied
+from avgen.models.compilation import missing_for_cpus
 from avgen.sample.exam import TASKS, Exam, crew
 from avgen.sample.folder import open_pipeline
 from avgen.sample.guidance import Guidance, ModalityGuidance
@@ -64,6 +66,8 @@ def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
             # the demo's own clips, so that the codecs are fitted once
             *(f"data.fit_clips={config.fit_clips}", f"data.world.scenes=[{','.join(config.world.scenes)}]"),
         ]
+    elif missing_for_cpus() and not torch.cuda.is_available():
+        words.append("compile=false")  # slower, but the demo needs nothing that is not there
     plain = load(TrainConfig, "train", words)
     if not isinstance(plain.data, ToyboxData):
         raise ValueError(f"recipe={config.recipe} does not train on the toybox, whose events the demo judges by")

@@ -122,7 +122,7 @@ def _probe_xformers(device: torch.device) -> None:
     try:
         _xformers(q, q, q, None)
     except ImportError as error:
-        raise ValueError("attention=xformers needs the package: pip install 'avgen[gpu]'") from error
+        raise ValueError("attention=xformers needs the package: pip install -e '.[gpu]'") from error
     except NotImplementedError as error:
         versions = f"xformers {version('xformers')} and torch {torch.__version__}"
         raise ValueError(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +33,11 @@ def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     Past its limit torch would run new shapes uncompiled without a word, so the limit is kept here, where
     the error can say what to change.
     """
+    if model.device.type == "cpu" and (missing := missing_for_cpus()):
+        raise ValueError(
+            f"compile=true needs a C++ compiler and Python's headers on a CPU, and there is no {missing}: install them "
+            "(Debian: apt install g++ python3-dev), or set compile=false"
+        )
     tune_inductor()
     # a block with and one without a bridge, each with and without gradients
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * max_shapes)
@@ -37,6 +49,15 @@ def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     model.register_forward_pre_hook(ShapeBudget(max_shapes))
 
 
+def missing_for_cpus() -> str:
+    """What torch's code generator for CPUs needs and would not find; empty when all is there."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return compiler
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return "" if header.is_file() else str(header)
+
+
 def tune_inductor() -> None:
     """What torch's code generator for CPUs has to be told; on GPUs it changes nothing."""
     from torch._inductor import config as inductor  # takes seconds, and only compiling needs it
@@ -44,6 +65,25 @@ def tune_inductor() -> None:
     # of the CPU's two tanh the one by way of exp takes half the time; GELU adds 1 to it, so its rounding near 0 is lost
     inductor.cpp.use_decompose_tanh = True
     inductor.cpp.enable_floating_point_contract_flag = CONTRACTION
+    # the number of threads is written into the code: named here it is part of what kept code is found by, or a process
+    # that was given one thread would run code for two, six times as slowly where two processes share the cores
+    inductor.cpp.threads = torch.get_num_threads()
+
+
+_eager = False
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled models run as they are written: shapes that seldom come, without gradients, are not worth a
+    compilation, and do not count as shapes met."""
+    global _eager
+    before, _eager = _eager, True
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        _eager = before
 
 
 class ShapeBudget:
@@ -54,6 +94,8 @@ class ShapeBudget:
         self.seen: set[tuple] = set()
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        if _eager:
+            return
         shape = signature(args[0])
         if shape not in self.seen and len(self.seen) == self.max_shapes:
             raise ValueError(

@@ -208,7 +208,7 @@ def tokenizer_in(path: str | Path, subfolder: str) -> Any:
             raise
         raise ValueError(
             f"the tokenizer in {Path(path) / subfolder} cannot be read; if it is a sentencepiece model alone, that "
-            "library is missing: pip install 'avgen[text]'"
+            "library is missing: pip install -e '.[text]'"
         ) from refused
 
 

@@ -1,7 +1,7 @@
 """Video codecs hosted by diffusers.
 
 All are causal: the first latent step is the first frame alone, each later one `stride` frames. A further
-class of diffusers needs its strides, its reach and its two calls: see docs/codecs.md.
+class of diffusers needs its strides, its reach and its two calls: see docs/hosted_codecs.md.
 """
 
 from __future__ import annotations

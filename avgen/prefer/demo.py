@@ -97,7 +97,7 @@ def processes(asked: int | None) -> int:
 
     from avgen.sample.exam import usual_processes
 
-    return asked or usual_processes(not torch.accelerator.is_available())
+    return asked or usual_processes(not torch.cuda.is_available())
 
 
 def main(argv: list[str] | None = None) -> int:

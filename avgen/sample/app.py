@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import gradio  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError("avgen app needs gradio, which is not installed: pip install 'avgen[demo]'") from error
+        raise ValueError("avgen app needs gradio, which is not installed: pip install -e '.[demo]'") from error
     from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
     from avgen.sample.page import serve

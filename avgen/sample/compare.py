@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.config import to_plain
+from avgen.config import finite, to_plain
 from avgen.data.toybox import ToyboxConfig
 from avgen.sample.exam import TASKS, Exam, Reader, crew
 from avgen.sample.guidance import Guidance
@@ -126,9 +126,9 @@ def main(argv: list[str] | None = None) -> int:
     said = {
         "config": to_plain(config),
         "model": pipeline.fingerprint,
-        "tasks": {task: {name: asdict(c) for name, c in figures.items()} for task, figures in found.items()},
+        "tasks": finite({task: {n: asdict(c) for n, c in figures.items()} for task, figures in found.items()}),
     }
-    config.out.write_text(json.dumps(said, indent=2) + "\n")
+    config.out.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
     console.print(f"figures are in [bold]{config.out}[/bold]")
     return 0
 

@@ -8,6 +8,7 @@ the clip's size. Sound: resampled and mixed to the codec's rate and channels.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from avgen.data.media import MediaError, probe, read_clip, read_image, unit_count
+from avgen.data.media import MediaError, exact_fps, probe, read_clip, read_image, unit_count
 from avgen.tasks import EVERYTHING, NAMED, NOTHING, Hole, Task, extend, inpaint, interpolate
 from avgen.types import AudioGeometry
 
@@ -51,7 +52,7 @@ class Form:
 
     @property
     def frames(self) -> int:
-        return unit_count(0, self.duration_s, self.fps)
+        return unit_count(0, self.duration_s, exact_fps(self.fps))
 
     def samples(self, rate_hz: int) -> int:
         return unit_count(0, self.duration_s, rate_hz)
@@ -124,7 +125,8 @@ def length_of(request: Request, task: str) -> float | None:
         raise MediaError(f"{path}: has no {'picture' if request.video is not None else 'sound'}")
     if not info.duration_s > 0:
         raise MediaError(f"{path}: is 0 s long, there is nothing to go by")
-    return info.duration_s
+    # of that stream alone: a sound that goes on longer than the picture it belongs to does not count
+    return info.duration_s if stream.duration_s is None else stream.start_s + stream.duration_s
 
 
 def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, edit: Edit) -> GivenMedia:
@@ -175,7 +177,7 @@ def read_picture(path: Path, form: Form, notes: list[str]) -> tuple[np.ndarray, 
         raise MediaError(f"{path}: has no picture")
     window = read_clip(path, 0, form.duration_s, video=True, audio=False, fps=form.fps, size=(form.height, form.width))
     assert window.clip.video is not None
-    real_s = sum(last - first for first, last in window.video_real) / form.fps
+    real_s = end_of(window.video_real) / form.fps
     notes.append(
         f"{path}: picture {info.video.width}x{info.video.height} at {float(info.video.fps):.4g} fps,"
         f" {info.duration_s:.4g} s -> {form.width}x{form.height} at {form.fps:g} fps, {form.duration_s:g} s"
@@ -198,7 +200,12 @@ def read_sound(path: Path, form: Form, sound: AudioGeometry, notes: list[str]) -
         f"{path}: sound at {info.audio.sample_rate_hz} Hz, {info.duration_s:.4g} s -> {rate} Hz,"
         f" {form.duration_s:g} s{_trimmed(info.duration_s, form)}{'' if wave.any() else '; it is silent throughout'}"
     )
-    return wave, sum(last - first for first, last in window.audio_real) / rate
+    return wave, end_of(window.audio_real) / rate
+
+
+def end_of(real: Sequence[tuple[int, int]]) -> int:
+    """Where what the file really holds ends; what is missing before that counts as given, held or silent."""
+    return max((last for _, last in real), default=0)
 
 
 def _trimmed(length_s: float, form: Form) -> str:
@@ -232,11 +239,11 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
     text = path.read_text(encoding="utf-8-sig")
     kind = path.suffix.lower()
     if kind == ".txt":
-        rows: list[dict[str, Any]] = [{"prompt": line.strip()} for line in text.splitlines() if line.strip()]
+        rows: list[dict[str, Any]] = [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
     elif kind == ".csv":
-        rows = list(csv.DictReader(text.splitlines(keepends=True)))
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     elif kind == ".jsonl":
-        rows = [_json_row(path, i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        rows = [_json_row(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         raise ValueError(f"prompts={path} must be a .txt (one prompt a line), .csv or .jsonl file")
     if not rows:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -52,6 +53,12 @@ def requests_of(config: SampleConfig) -> list[Request]:
     for row in rows:
         row.check(config.task)
     named = [replace(r, id=r.id or (f"{i:05d}" if config.prompts else config.task)) for i, r in enumerate(rows)]
+    counted = Counter(r.id for r in named)
+    if (twice := next((name for name, count in counted.items() if count > 1), None)) is not None:
+        raise ValueError(
+            f"prompts={config.prompts}: the id {twice!r} is also what a row without one is called by its number; "
+            "give every row an id, or none"
+        )
     return [replace(r, seed=r.seed + i) for r in named for i in range(config.samples)]
 
 

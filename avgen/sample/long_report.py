@@ -7,7 +7,6 @@ seen or heard where windows meet (jumps there against jumps at other instants, a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from avgen import command
-from avgen.config import to_plain
+from avgen.config import finite, to_plain
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.reader import Reading, Tally, read_events
 from avgen.sample.guidance import Guidance
@@ -148,13 +147,6 @@ def lines(found: LongReport) -> list[tuple[str, str]]:
 
 
 def plain(found: LongReport) -> dict[str, Any]:
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: finite(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     said: dict[str, Any] = finite(asdict(found))
     return said
 

@@ -39,7 +39,9 @@ def generate(
     def velocity(x: State, i: int) -> State:
         at: dict[str, Any] = {m: replace(s, x=x[m], levels=s.levels * grids[m][i]) for m, s in streams.items()}
         levels = {m: grids[m][i] for m in busy}
-        return guided(model, replace(batch, **at), guidance, levels, made, predict, partial(blocks.at, i))
+        v = guided(model, replace(batch, **at), guidance, levels, made, predict, partial(blocks.at, i))
+        # a solver may look ahead within a step: given tokens must not have moved there either
+        return {m: torch.where(made[m][..., None], v[m], 0.0) for m in v}
 
     x = {m: torch.where(made[m][..., None], noise[m], s.x) for m, s in streams.items()}
     for i in range(solver_config.steps):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.config import to_plain
+from avgen.config import finite, to_plain
 from avgen.data.toybox import ToyboxConfig
 from avgen.data.toybox.world import Split
 from avgen.sample.cache import CacheConfig
@@ -94,12 +93,6 @@ def scores(
 
 def plain(found: Found) -> dict[str, Any]:
     """For a JSON file; null where there was nothing to count."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: finite(v) for k, v in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     return {
         task: {name: finite({**asdict(s), "of_ceiling": s.of_ceiling}) for name, s in figures.items()}
         for task, figures in found.items()

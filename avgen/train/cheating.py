@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from avgen.data.stream import Source
+from avgen.models.compilation import uncompiled
 from avgen.models.dit import AVTransformer
 from avgen.rng import gaussian
 from avgen.train.config import CheatingConfig
@@ -128,7 +129,7 @@ class Watch:
         """What to log, and the alarms."""
         run, objective = self.run, self.run.objective
         assert isinstance(objective, Preference)
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             if self.reference is None:
                 with objective.reference() as reference:
                     self.reference = self.traits(reference)

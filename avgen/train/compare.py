@@ -69,7 +69,7 @@ def losses(folder: Path, held_out: Source, clips: int, tasks: Sequence[str]) -> 
     config = replace(config_of(folder), validation_clips=clips)
     if list(tasks) != config.task_names:
         raise ConfigError("ours", f"{folder} was trained at {config.task_names}, the run that judges at {list(tasks)}")
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = AVTransformer.from_pretrained(folder / "model").to(accelerator.device)
     found = validate(model, Average(model, 0.0), held_out, config, accelerator)
     return {name.removeprefix("held_out/"): value for name, value in found.items() if "level" not in name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ def reading(config: TrainConfig) -> Reading:
 def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
     video, audio = load_or_fit(data.codecs, data.world, data.fit_clips)
     gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, config.seed, data.late_share)
-    worlds = [ToyboxSource(Toybox(world, "train", config.seed), video, audio, gaps) for world in data.worlds]
+    read = config.model.text.max_length
+    worlds = [ToyboxSource(Toybox(world, "train", config.seed), video, audio, gaps, read) for world in data.worlds]
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)
-    held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio)
+    held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio, max_caption_bytes=read)
     return Reading(source, order, held_out, (video, audio))
 
 
@@ -60,11 +62,12 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
     parts = [Part(Store.open(data.path), 1.0, share)]
     parts += [Part(Store.open(more.path), more.weight) for more in data.mix]
     check_model(config, parts[0].store)
-    source, order, away = mixed(parts, config.batch, data.step_tokens, data.mixed_fps, config.seed)
+    read = config.model.text.max_length
+    source, order, away = mixed(parts, config.batch, data.step_tokens, data.mixed_fps, config.seed, read)
     if data.held_out is not None:
         judge = Store.open(data.held_out)
         check_alike([parts[0].store, judge])
-        held_out = Rows(StoreSource((judge,)), tuple(range(judge.totals.rows)))
+        held_out = Rows(StoreSource((judge,), max_caption_bytes=read), tuple(range(judge.totals.rows)))
         named = f"the store {data.held_out}"
     else:
         held_out = Rows(source, tuple(away))
@@ -140,18 +143,18 @@ def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
 def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str]) -> None:
     """A run reads the same from its first step to its last, or its steps are not those it began with."""
     path = config.out / READ
-    if (
-        path.exists()
-        and (before := json.loads(path.read_text())) != list(read)
-        and checkpoints(config.out / "checkpoints")
-    ):
+    begun = path.exists() and checkpoints(config.out / "checkpoints")
+    if begun and (before := json.loads(path.read_text())) != list(read):
         raise ConfigError(
             key,
             f"the run in {config.out} has read {what} {', '.join(before)}, these are {', '.join(read)}: give those "
             "it began with, or another out= (start= goes on from its weights)",
         )
-    config.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(read)))
+    if not begun:  # every process writes it, and each the same
+        config.out.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.{platform.node()}.part")
+        draft.write_text(json.dumps(list(read)))
+        draft.replace(path)
 
 
 def check_model(config: TrainConfig, store: Store) -> None:

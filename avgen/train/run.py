@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from avgen.config import fingerprint
+from avgen.models.cost import PARTS
 from avgen.models.dit import AVTransformer
 from avgen.models.lora import add_lora, save_lora
 from avgen.rate import faster_precision
@@ -62,13 +63,18 @@ class Run:
         config, scale = self.config, self.loss_scale
         # which tensors there are, and what they go on from
         beside = config.lora is not None or config.preference is not None
-        made_of = fingerprint((config.model, config.lora, config.start if beside else None))
+        start, optimizer = config.start if beside else None, config.optimizer
+        still = [name for name in PARTS if optimizer.scale.of(name) == 0]
+        made_of = fingerprint((config.model, config.lora, start, optimizer.kind, still))
         return checkpoint.About(self.step, made_of, self.processes.count, scale.value, scale.clean_steps)
 
     def restore(self, path: Path) -> None:
         about = checkpoint.about(path)
         if about.fingerprint != self.about().fingerprint:
-            raise ValueError(f"the checkpoint in {path} is of another model: give another out=, or its model")
+            raise ValueError(
+                f"the checkpoint in {path} is of another model, optimizer.kind or choice of trained parts: give another"
+                " out=, or those it began with"
+            )
         checkpoint.load(path, self.state(), self.processes.host)
         self.step = about.step
         if self.loss_scale.on:
@@ -94,7 +100,7 @@ def built(config: TrainConfig) -> AVTransformer:
 def prepare(config: TrainConfig) -> Run:
     """Build everything, from the newest checkpoint in the run's folder if there is one."""
     # without cpu=True accelerate takes the processes that torchrun starts on CPUs for strangers, without a word
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     processes = Processes.of(accelerator, config.parallel.context)
     if not config.settled:
         config = config.settle(processes.agreed(faster_precision(accelerator.device)))

@@ -19,12 +19,13 @@ from avgen.data.contact_sheet import stacked, strip
 from avgen.data.media import write_clip
 from avgen.data.stream import Source
 from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.compilation import uncompiled
 from avgen.models.dit import AVTransformer
 from avgen.models.text import captions_of
 from avgen.rng import gaussian
 from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.loop import generate
-from avgen.tasks import assign, shown
+from avgen.tasks import assign, in_training, possible, shown
 from avgen.train.config import TrainConfig
 from avgen.train.run import Run
 from avgen.train.validate import shared
@@ -40,7 +41,12 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     Processes share the clips, and every one of them must call it. The folder gets its name when it is whole.
     """
     processes = run.processes
-    wanted = [(task, place) for task in run.config.task_names for place in range(run.config.samples.clips)]
+    places = range(run.config.samples.clips)
+    held = held_out.batch(list(places))  # of those, a task is shown on the clips that have what it gives and makes
+    fits = {task: possible(in_training(task, head_s=1.0), held).tolist() for task in run.config.task_names}
+    wanted = [(task, place) for task in fits for place in places if fits[task][place]]
+    if not wanted:
+        return None
     final = run.config.out / FOLDER / f"step_{run.step:06d}"
     draft = final.with_name(f".{final.name}.part")
     if processes.rank == 0:
@@ -50,8 +56,7 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     drawn: dict[int, Image.Image] = {}
     back = run.average.swapped(run.model)
     try:
-        # as in validation: a forward pass of a shape of its own is not worth a compilation
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             for numbers, counts in shared(len(wanted), processes.reader, processes.readers):
                 made = made_of(run, held_out, codecs, [wanted[i] for i in numbers])
                 if counts and processes.leads:

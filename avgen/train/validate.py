@@ -7,8 +7,9 @@ from accelerate import Accelerator
 
 from avgen.data.stream import Source
 from avgen.flow import FlowConfig, LevelLaw
+from avgen.models.compilation import uncompiled
 from avgen.models.dit import AVTransformer
-from avgen.tasks import assign, shown
+from avgen.tasks import assign, in_training, possible, shown
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
@@ -26,8 +27,7 @@ def validate(
     """`held_out/<task>/<modality>` of the averaged weights, and the same by noise level; ranks share the clips."""
     back = average.swapped(model)
     try:
-        # a compiled model runs as written here: other shapes, without gradients, are not worth a compilation
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             tables = {task: _table(model, held_out, config, task, accelerator) for task in config.task_names}
     finally:
         back()
@@ -46,19 +46,22 @@ def _table(
     table, context = LossTable([task], model.device), config.parallel.context
     reader, readers = accelerator.process_index // context, accelerator.num_processes // context
     for places, counts in shared(config.validation_clips, reader, readers):
-        drawn = _drawn(held_out, config, task, places).to(model.device)
+        drawn, fits = _drawn(held_out, config, task, places)
+        drawn = drawn.to(model.device)
         with config.autocast(model.device):
             found = step_losses(model, drawn, config.flow)
-        if counts:
+        if counts and fits:
             table.add(found, drawn)
     return table
 
 
-def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> Draw:
+def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> tuple[Draw, bool]:
+    """The clips at the task; where none of them has the streams for it at t2av, which takes any, and False."""
     batch = held_out.batch(list(places))
-    tasks = shown([task] * len(places), batch)
+    fits = bool(possible(in_training(task, head_s=1.0), batch).any())
+    tasks = shown([task if fits else "t2av"] * len(places), batch)
     levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips
-    return corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
+    return corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks), fits
 
 
 def shared(clips: int, rank: int, ranks: int) -> list[tuple[range, bool]]:

@@ -126,6 +126,7 @@ def sliced_and_whole():
         "cross, perturbed": ({}, "none", off),
         "joint": ({"coupling": "joint"}, "none", None),
         "alone": ({"coupling": "none"}, "none", None),
+        "anchored": ({"anchored": True}, "none", None),
     }
     found = {}
     for name, (changes, checkpointing, perturbation) in variants.items():

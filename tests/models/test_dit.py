@@ -9,6 +9,7 @@ import torch
 
 from avgen.models.architecture import BridgeConfig, ModelConfig, TextConfig, TowerConfig
 from avgen.models.blocks import PARTNER
+from avgen.models.compilation import uncompiled
 from avgen.models.dit import AVTransformer, Perturbation
 from avgen.models.text import bytes_of
 from avgen.tasks import I2AV, T2AV, T2V, V2A, assign
@@ -66,11 +67,12 @@ def sample(stream: Stream, i: int) -> Stream:
     return Stream(**{name: value[i : i + 1] for name, value in vars(stream).items() if value is not None})
 
 
+@pytest.mark.parametrize("anchored", [False, True])
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("by_s", [0.0625, 7.3, -2.0, 3600.0])
 @torch.no_grad()
-def test_shifting_both_streams_in_time_changes_nothing(coupling, by_s):
-    net, both = model(coupling), batch()
+def test_shifting_both_streams_in_time_changes_nothing(coupling, by_s, anchored):
+    net, both = model(coupling, anchored=anchored), batch()
     moved = replace(both, video=shifted(both.video, by_s), audio=shifted(both.audio, by_s))
     assert difference(net(both), net(moved)) < 1e-4
 
@@ -82,15 +84,13 @@ def test_shifting_one_stream_alone_is_noticed(coupling):
     assert difference(net(both), net(replace(both, audio=shifted(both.audio, 0.1)))) > 1e-3
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("anchored", [False, True])
 def test_alike_tokens_tell_early_from_late_only_if_anchored(anchored):
     """Attention by distance alone mixes values that are all the same: to the same, wherever it asks."""
-    towers = {m: replace(tower, anchored=anchored) for m, tower in config().towers.items()}
     alike = batch()
     alike = replace(alike, **{m: replace(s, x=torch.ones_like(s.x)) for m, s in alike.streams.items()})
     with torch.no_grad():
-        made = model(**towers)(alike)
+        made = model(anchored=anchored)(alike)
     for velocity in made:
         apart = (velocity - velocity[:, :1]).abs().amax()
         assert apart > 0.01 if anchored else apart < 1e-5
@@ -105,11 +105,12 @@ def test_relabelled_frame_rate_moves_the_alignment_as_the_clock_says():
     assert difference(net(fast), net(slow)) > 1e-3
 
 
+@pytest.mark.parametrize("anchored", [False, True])
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @torch.no_grad()
-def test_neighbours_and_padding_change_nothing(coupling):
+def test_neighbours_and_padding_change_nothing(coupling, anchored):
     """A clip among longer, larger, faster ones and ones without a modality is treated as if alone."""
-    net = model(coupling)
+    net = model(coupling, anchored=anchored)
     short = batch(("short",))
     crowd = [
         short,
@@ -268,7 +269,7 @@ def test_guidance_passes_are_data(coupling):
 
 def test_every_parameter_gets_a_gradient():
     for coupling in COUPLINGS:
-        net = model(coupling)
+        net = model(coupling, anchored=True)
         mixed = replace(batch(), video_text=replace(batch().video_text, dropped=torch.tensor([True, False])))
         out = net(replace(mixed, video=at(mixed.video, 0.4)))
         (out.video.square().sum() + out.audio.square().sum()).backward()
@@ -334,8 +335,17 @@ def test_compilation_refuses_more_shapes_than_it_was_told():
     net.compile_blocks(max_shapes=2)
     for frames in (2, 3):
         net(replace(batch(frames=frames), audio=None))
+    with uncompiled():  # as in validation, which compiles nothing
+        for frames in (4, 5):
+            net(replace(batch(frames=frames), audio=None))
     with pytest.raises(ValueError, match="max_shapes"):
         net(replace(batch(frames=4), audio=None))
+
+
+def test_a_machine_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"no no-such-compiler: install them .* or set compile=false"):
+        model().compile_blocks()
 
 
 def noting(function, seen):

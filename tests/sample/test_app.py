@@ -94,7 +94,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app"]) == 2
     assert capsys.readouterr().err == (
-        "error: avgen app needs gradio, which is not installed: pip install 'avgen[demo]'\n"
+        "error: avgen app needs gradio, which is not installed: pip install -e '.[demo]'\n"
     )
 
 

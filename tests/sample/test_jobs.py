@@ -141,12 +141,12 @@ def test_noise_is_bitwise_a_matter_of_seed_and_prompt():
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
 def test_prompt_files_of_every_kind_say_the_same(tmp_path, kind):
-    said = ["a ball, red", 'a "lamp"', "🔴 é"]
+    said = ["a ball, red", 'a "lamp"', "🔴 é", "one line,\u2028as JSON sees it"]
     path = tmp_path / f"p.{kind}"
     text = {
         "txt": "\n".join(said) + "\n\n",
         "csv": "prompt,seed\n" + "".join('"' + s.replace('"', '""') + '",7\n' for s in said),
-        "jsonl": "".join(json.dumps({"prompt": s, "seed": 7}) + "\n" for s in said),
+        "jsonl": "".join(json.dumps({"prompt": s, "seed": 7}, ensure_ascii=False) + "\n" for s in said),
     }
     path.write_text(text[kind], encoding="utf-8")
     found = read_requests(path, Request(seed=7))
@@ -172,6 +172,7 @@ def test_files_named_in_a_prompt_file_lie_beside_it(tmp_path):
         ("p.csv", "prompt,seed\na,x\n", "seed='x'"),
         ("p.csv", "prompt,id\na,../x\n", "is to be a file name"),
         ("p.csv", "prompt,id\na,x\nb,x\n", "several rows"),
+        ("p.csv", "prompt,id\na,00001\nb,\n", "called by its number"),
         ("p.csv", "prompt,video\na,none.mp4\n", "none.mp4: no such file"),
     ],
 )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from avgen.data.media import read_clip
+from avgen.data.media import read_clip, write_clip
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
-from avgen.sample.inputs import Edit, Request, read_given
+from avgen.sample.inputs import Edit, Form, Request, end_of, read_given
 from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline
 from avgen.sample.solvers import SolverConfig
@@ -131,6 +131,40 @@ def test_given_tokens_stay_bit_for_bit(pipe, inputs, monkeypatch):
     clean = pipe.batch([request], [given], form).video.x
     assert torch.equal(seen["video"][:, :4], clean[:, :4])  # one latent step of 2 x 2 tokens
     assert not torch.isclose(seen["video"][:, 4:], clean[:, 4:]).any()
+
+
+def test_a_clip_is_as_long_as_the_given_stream_not_as_its_file(pipe, tmp_path):
+    made, longer = clip(1.0), clip(2.5)
+    write_clip(tmp_path / "in.mp4", replace(made, audio=longer.audio))
+    request = Request(video=tmp_path / "in.mp4")
+    assert pipe.form_of(request, "v2a").duration_s == pytest.approx(1.0, abs=0.01)
+    assert pipe.form_of(Request(audio=tmp_path / "in.mp4"), "a2v").duration_s == pytest.approx(2.5, abs=0.05)
+
+
+def test_frames_are_counted_at_the_rate_that_is_meant():
+    """23.976 and 29.97 are fractions: half a frame more or less decides (301 frames of 60000/1001 are 150.5 of half the
+    rate, and a half is read as one more)."""
+    assert Form(301 * 1001 / 60000, 29.97, 16, 16).frames == 151
+
+
+def test_what_is_missing_before_the_end_counts_as_given():
+    assert end_of(((8000, 12000), (14000, 16000))) == 16000
+    assert end_of(()) == 0
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "multistep"])
+def test_the_model_never_sees_given_tokens_moved(pipe, inputs, name):
+    """Not even where a solver looks ahead within a step."""
+    request, form = Request(image=inputs["image"]), pipe.trained_form
+    clean = pipe.batch([request], [read_given(request, "i2av", form, pipe.audio_codec.geometry, QUICK.edit)], form)
+    seen = []
+    hook = pipe.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].video.x[:1, :4]))
+    try:
+        pipe.make([request], "i2av", form, Method(SolverConfig(name, 3)))
+    finally:
+        hook.remove()
+    assert len(seen) >= 3
+    assert all(torch.equal(tokens, clean.video.x[:, :4]) for tokens in seen)
 
 
 def test_guidance_that_is_off_changes_nothing(pipe):

@@ -82,9 +82,9 @@ def loud_run(folder, source, **changes):
     """The codec plays the latents' mean, so that louder clips are what larger latents sound like."""
     settings = config(
         folder,
-        steps=24,
+        steps=40,
         lora=LoraConfig(rank=4),
-        preference=PreferenceConfig(beta_video=30.0, beta_audio=30.0, cheating=CheatingConfig(every=24, prompts=3)),
+        preference=PreferenceConfig(beta_video=30.0, beta_audio=30.0, cheating=CheatingConfig(every=40, prompts=3)),
         optimizer=OptimizerConfig(kind="adamw", lr=5e-3, warmup_steps=2),
         ema_decay=0.5,
         samples=SamplesConfig(solver=SolverConfig(steps=4), text=1.0),
@@ -100,7 +100,7 @@ def test_a_reward_for_loudness_trips_the_alarm(tmp_path):
     [line], said = loud_run(tmp_path, Loudest())
     assert line["cheating/loudness_db"] - line["cheating/loudness_db/reference"] > 3
     assert line["cheating/alarms"] >= 1
-    assert "alarm at step 24: against the reference, held-out clips have become" in said
+    assert "alarm at step 40: against the reference, held-out clips have become" in said
     assert "dB louder" in said
 
 

@@ -54,6 +54,14 @@ def test_files_hold_the_clips_of_their_task_and_say_what_made_them(tmp_path):
         assert np.array_equal(np.asarray(written), np.asarray(sheet))
 
 
+def test_a_task_is_shown_on_the_clips_that_have_its_streams(tmp_path):
+    settings = replace(OFTEN, clips=3)  # of which the third is silent
+    run = prepare(config(tmp_path, samples=settings, tasks={"t2av": 1, "t2a": 1, "v2a": 1}))
+    sample(run, Clips(), CODECS)
+    made = {path.stem for path in (tmp_path / "samples" / "step_000000").iterdir()}
+    assert made == {"t2av_00", "t2av_01", "t2av_02", "t2a_00", "t2a_01", "v2a_00", "v2a_01", "sheet"}
+
+
 def test_what_is_given_is_shown_and_what_is_not_is_made_by_the_average(tmp_path):
     run = prepare(config(tmp_path, samples=OFTEN))
     scatter(run.model)

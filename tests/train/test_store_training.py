@@ -150,3 +150,12 @@ def test_the_record_of_a_run_builds_its_data_again(latents, tmp_path):
 
     config = settings(tmp_path, latents)
     assert build(TrainConfig, json.loads(json.dumps(to_plain(config)))) == config
+
+
+def test_captions_are_read_as_far_as_the_model_reads(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr("avgen.train.data.load_or_fit", lambda *_: (toys.video, toys.audio))
+    short = tiny(tmp_path, data=ToyboxData(world=WORLD, workers=0))
+    short = replace(short, model=replace(short.model, text=replace(short.model.text, max_length=24)))
+    read = reading(short)
+    for source in (read.source, read.held_out):
+        assert source.batch([0, 1, 2]).video_text.x.shape == (3, 24)

@@ -14,7 +14,7 @@ from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.rng import noise_like, uniforms
 from avgen.train import checkpoint
-from avgen.train.config import OptimizerConfig, TrackingConfig
+from avgen.train.config import OptimizerConfig, PartRates, TrackingConfig
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import reproducible
 from avgen.train.run import export, prepare, save
@@ -213,6 +213,9 @@ def test_another_model_is_not_resumed_into(tmp_path):
     train(config(tmp_path, steps=1), Clips(), Clips(), quiet())
     with pytest.raises(ValueError, match="another model"):
         prepare(config(tmp_path, model=model_config("none")))
+    for other in (OptimizerConfig(kind="adamw"), OptimizerConfig(scale=PartRates(video=0.0))):
+        with pytest.raises(ValueError, match=r"optimizer\.kind or choice of trained parts"):
+            prepare(config(tmp_path, optimizer=other))
 
 
 def test_the_export_is_the_average_and_leaves_the_run_as_it_was(tmp_path):

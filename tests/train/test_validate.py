@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,24 @@ def test_it_repeats_itself_and_leaves_the_weights_alone(tmp_path):
 
 def scatter_average(run):
     run.average.weights = {name: value + 0.1 for name, value in run.average.weights.items()}
+
+
+class Mute(Clips):
+    """Held-out clips that begin with many without sound, as in a list that is sorted by where they are from."""
+
+    def batch(self, indices, at=None):
+        whole = super().batch(indices, at)
+        return replace(whole, audio=None) if max(indices) < 16 else whole
+
+
+def test_a_task_is_judged_on_the_clips_that_have_its_streams(tmp_path):
+    run = prepare(config(tmp_path, validation_clips=20, tasks={"t2a": 1, "t2av": 1}))
+    found = validate(run.model, run.average, Mute(), run.config, run.accelerator)
+    assert found["held_out/t2a/audio"] > 0
+    few = prepare(config(tmp_path / "few", validation_clips=4, tasks={"t2a": 1, "t2av": 1}))
+    found = validate(few.model, few.average, Mute(), few.config, few.accelerator)
+    assert not any(name.startswith("held_out/t2a/") for name in found)
+    assert found["held_out/t2av/video"] > 0
 
 
 def test_levels_are_even_so_that_every_bucket_has_its_figure(tmp_path):

@@ -1,7 +1,7 @@
 """Reading and writing media by timestamps: see docs/media.md for the clock and the rules."""
 
 from avgen.data.media.read import Cost, Window, read_audio, read_clip, read_image, unit_count
-from avgen.data.media.source import AudioInfo, MediaError, MediaInfo, VideoInfo, probe
+from avgen.data.media.source import AudioInfo, MediaError, MediaInfo, VideoInfo, exact_fps, probe
 from avgen.data.media.write import write_clip, write_wav
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "MediaInfo",
     "VideoInfo",
     "Window",
+    "exact_fps",
     "probe",
     "read_audio",
     "read_clip",
