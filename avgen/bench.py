@@ -10,7 +10,7 @@ import gc
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -124,8 +124,9 @@ def measure(config: BenchConfig, variant: Variant, device: torch.device, console
     if config.profile:
         console.print(profile(step, device))
     shape = BatchShape.of(batch)
-    flops = step_cost(config.model, shape, variant.checkpointing).model
-    plan = memory(config.model, shape, config.dtype, variant.checkpointing, ema=False)
+    spec, fused = replace(config.model, attention=variant.attention), device.type == "cuda"
+    flops = step_cost(spec, shape, variant.checkpointing).model
+    plan = memory(spec, shape, config.dtype, variant.checkpointing, ema=False, fused_norm=fused)
     predicted = plan.total if config.optimizer else plan.total - plan.optimiser
     return Measurement(variant, median(times), min(times), first_s, flops, rate, peak, predicted)
 

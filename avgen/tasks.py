@@ -218,6 +218,11 @@ def possible(task: Task, batch: Batch) -> Tensor:
     return found & torch.stack(had).all(0) if had else found
 
 
+def fitting(name: str, batch: Batch) -> Tensor:
+    """(B,) bool: the clips that training's task of this name can use; how long a head is makes no difference."""
+    return possible(in_training(name, head_s=1.0), batch)
+
+
 def _assign(stream: Stream | None, givens: Sequence[Given | None], origin: Tensor) -> Stream | None:
     if stream is None or all(given is None for given in givens):
         return None

@@ -6,12 +6,12 @@ Three ways, the first that fits: a manifest.jsonl (of avgen sample or avgen toyb
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avgen.lines import whole_lines
 from eval.suites import Suite
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".m4a", ".wav")
@@ -50,16 +50,9 @@ Known = dict[str, dict[int, Path]]  # prompt's id -> seed -> file
 
 
 def by_manifest(folder: Path, suite: Suite) -> Known:
-    path = folder / "manifest.jsonl"
-    if not path.is_file():
-        return {}
     ids = {prompt.id for prompt in suite.prompts}
     known: Known = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            said = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill: the clip's file tells whether it is there
+    for said in whole_lines(folder / "manifest.jsonl"):
         name, file = str(said.get("id", "")), said.get("file") or said.get("path")
         if name in ids and isinstance(file, str):
             known.setdefault(name, {})[int(said.get("seed", 0))] = folder / file

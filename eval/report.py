@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from avgen import command
+from avgen.config import finite
 from eval import statistics
 
 HEADLINE = 12  # metrics of the verdict strip
@@ -346,10 +347,6 @@ def curve(values: np.ndarray) -> list[float]:
 
 def rounded(value: float) -> float:
     return float(f"{value:.5g}")
-
-
-def finite(said: Json) -> Json:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in said.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

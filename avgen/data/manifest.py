@@ -481,6 +481,11 @@ def _folder(folder: Path) -> Iterator[Record]:
         raise ManifestError(f"{folder} holds no media files ({', '.join(PICTURE_SUFFIXES + SOUND_SUFFIXES)})")
 
 
+def legible(text: str) -> str:
+    """Bytes that were no UTF-8 as a person can see them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def encodable(text: str) -> bool:
     try:
         text.encode()

@@ -28,7 +28,7 @@ import torch
 from avgen import __version__, command
 from avgen.config import ConfigError, fingerprint, to_plain
 from avgen.data.encode import Encoders, Media, NotFinite, looked_at, read_media
-from avgen.data.manifest import BadRow, Record, encodable, manifest_file, scan_manifest
+from avgen.data.manifest import BadRow, Record, encodable, legible, manifest_file, scan_manifest
 from avgen.data.media import MediaError
 from avgen.data.store import Header, Store, StoreError
 from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch
@@ -184,7 +184,7 @@ def finish(writer: StoreWriter, config: PrepareConfig, encoders: Encoders, pace:
     writer.commit()
     shutil.rmtree(config.out / CAPTIONS, ignore_errors=True)  # the features are in the rows
     store = Store.open(config.out)
-    console.print(told(store, report), highlight=False, soft_wrap=True)
+    console.print(told(store, report), highlight=False, markup=False, soft_wrap=True)
     for entry in lost[:10]:
         at = "" if entry.start_s is None else f" at {entry.start_s:g} s"
         console.print(f"not prepared: {entry.path}{at}: {entry.reason}", highlight=False, soft_wrap=True, markup=False)
@@ -338,9 +338,10 @@ def look(number: int, record: Record | BadRow, rule: WindowRule, header: Header)
     if isinstance(record, BadRow):
         return Lost(number, record.where, record.reason)
     told = [text for _, text in record.captions]
-    if not all(map(encodable, (str(record.path), *told, *record.tags))):
-        path = str(record.path).encode(errors="backslashreplace").decode()
-        return Lost(number, path, f"{record.where}: holds bytes that are not UTF-8: save the manifest as UTF-8")
+    if not all(map(encodable, (str(record.path), str(record.audio_path or ""), *told, *record.tags))):
+        where = legible(record.where)
+        reason = f"{where}: holds bytes that are not UTF-8: rename the file, or save the text as UTF-8"
+        return Lost(number, legible(str(record.path)), reason)
     try:
         seen, heard = looked_at(record)
         return rule.cuts(seen, heard, record.start_s, record.end_s, header.video is not None, header.audio is not None)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -272,7 +273,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A file to write that takes its name when everything in it is on the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # machines that share it may share numbers
     try:
         yield part
         _flush(part)

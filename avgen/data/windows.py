@@ -66,8 +66,9 @@ class WindowRule:
         has_audio = audio and sound.audio is not None
         if not has_video and has_audio:
             info = sound
-        first = max(exact_seconds(start_s), exact_seconds(info.start_s))
-        last = exact_seconds(info.end_s) if end_s is None else min(exact_seconds(end_s), exact_seconds(info.end_s))
+        begins, ends = span_s(info, has_video, has_audio and info is sound)
+        first = max(exact_seconds(start_s), exact_seconds(begins))
+        last = exact_seconds(ends) if end_s is None else min(exact_seconds(end_s), exact_seconds(ends))
         long_enough = [first + exact_seconds(shape.duration_s) <= last + slack(shape) for shape in self.shapes]
         fitting = [i for i, fits in enumerate(long_enough) if fits]
         if has_video:
@@ -102,6 +103,15 @@ class Cut:
 
     bucket: int
     start: Fraction  # seconds on the file's clock
+
+
+def span_s(info: MediaInfo, video: bool, audio: bool) -> tuple[float, float]:
+    """Of the streams that are wanted: one that is not may begin earlier and go on longer."""
+    wanted = [stream for stream, want in ((info.video, video), (info.audio, audio)) if want and stream is not None]
+    if not wanted or any(stream.duration_s is None for stream in wanted):
+        return info.start_s, info.end_s
+    begins = min(stream.start_s for stream in wanted)
+    return begins, max(stream.start_s + (stream.duration_s or 0.0) for stream in wanted)
 
 
 def slack(shape: WindowShape) -> Fraction:

@@ -49,7 +49,7 @@ def toybench(config: DemoConfig, run: TrainConfig, console: Console) -> Benched:
 def told(words: Sequence[str], console: Console) -> None:
     from avgen.__main__ import dispatch
 
-    console.print(f"avgen {' '.join(words)}", highlight=False, soft_wrap=True)
+    console.print(f"avgen {' '.join(words)}", highlight=False, markup=False, soft_wrap=True)
     code = dispatch(list(words))
     if code:
         raise Unfinished(code)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from avgen.data.toybox import ToyboxConfig
 
+TOYBENCH_PROMPTS = 400  # that the suite has
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -30,6 +32,10 @@ class DemoConfig:
         for name in ("fit_clips", "test_clips", "shown_clips", "toybench_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.toybench_prompts > TOYBENCH_PROMPTS:
+            raise ValueError(
+                f"toybench_prompts={self.toybench_prompts} must be at most {TOYBENCH_PROMPTS}: it has no more"
+            )
         for name, least in (("sampled_clips", 2), ("samples_shown", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")

@@ -71,7 +71,8 @@ def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
     plain = load(TrainConfig, "train", words)
     if not isinstance(plain.data, ToyboxData):
         raise ValueError(f"recipe={config.recipe} does not train on the toybox, whose events the demo judges by")
-    out = config.out / "model" / fingerprint(replace(plain, out=Path()))[:8]
+    # what is compiled learns the same: a run that began without a compiler goes on with one
+    out = config.out / "model" / fingerprint(replace(plain, out=Path(), compile=False))[:8]
     return [*words, f"out={out}"], replace(plain, out=out)
 
 
@@ -85,7 +86,7 @@ def train(config: DemoConfig, console: Console) -> tuple[TrainConfig, float]:
         return run, float(before["seconds"])
     from avgen.train.__main__ import main
 
-    console.print(f"training: avgen train {' '.join(words)}", highlight=False)
+    console.print(f"training: avgen train {' '.join(words)}", highlight=False, markup=False)
     began = time.perf_counter()
     code = main(words)
     seconds = before["seconds"] + time.perf_counter() - began

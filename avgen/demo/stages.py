@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor
 
 from avgen import __version__
-from avgen.config import fingerprint, to_plain
+from avgen.config import fingerprint, finite, to_plain
 from avgen.data.contact_sheet import Mark, contact_sheet
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Toybox, ToyClip
@@ -270,20 +270,13 @@ def side_by_side(left: Clip, right: Clip) -> Clip:
 
 def write_figures(config: DemoConfig, figures: Sequence[Figure], scores: dict[str, Score], found: Found) -> None:
     """figures.json: every number of all tables, and what made them; null where there was nothing to count."""
-
-    def counted(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     said = {
         "schema": 1,
         "avgen": __version__,
         "config": to_plain(config),
         "fingerprint": fingerprint(config),
-        "figures": [
-            {**{name: counted(value) for name, value in asdict(figure).items()}, "met": figure.met}
-            for figure in figures
-        ],
-        "reader": {name: {k: counted(v) for k, v in reader_row(read).items()} for name, read in scores.items()},
+        "figures": [{**finite(asdict(figure)), "met": figure.met} for figure in figures],
+        "reader": finite({name: reader_row(read) for name, read in scores.items()}),
         "scores": plain_scores(found),
     }
     (config.out / "figures.json").write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")

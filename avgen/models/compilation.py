@@ -36,7 +36,7 @@ def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     if model.device.type == "cpu" and (missing := missing_for_cpus()):
         raise ValueError(
             f"compile=true needs a C++ compiler and Python's headers on a CPU, and there is no {missing}: install them "
-            "(Debian: apt install g++ python3-dev), or set compile=false"
+            "(Debian: apt install g++ python3-dev), or do without: compile=false (of avgen bench compiled=[false])"
         )
     tune_inductor()
     # a block with and one without a bridge, each with and without gradients

@@ -125,7 +125,7 @@ def tower_linears(m: Part, tower: TowerConfig, text_width: int) -> Iterator[Line
     yield Linear(m, "ends", tower.channels, d, m, in_block=False, input_grad=False)
     yield Linear(m, "ends", d, tower.channels, m, in_block=False)
     if tower.anchored:
-        yield Linear(m, "ends", anchor_channels(m == "video"), d, m, in_block=False, input_grad=False)
+        yield Linear(m, "ends", anchor_channels(m), d, m, in_block=False, input_grad=False)
     yield Linear(m, "levels", LEVEL_CHANNELS, d, f"{m} levels", in_block=False, input_grad=False, autocast=False)
     yield Linear(m, "levels", d, 7 * d, f"{m} levels", in_block=False, autocast=False)  # d -> d and d -> 6 d
     yield Linear(m, "captions", text_width, d, f"{text} embed", in_block=False)

@@ -79,11 +79,11 @@ def run_blocks(blocks: Sequence[Block], x: Streams, context: dict[str, Context],
 class Tower(nn.Module):
     """A tower's ends: tokens in, noise levels, captions, velocity out. Its layers stand in the blocks."""
 
-    def __init__(self, config: TowerConfig, text: TextConfig, places: bool) -> None:
+    def __init__(self, config: TowerConfig, text: TextConfig, modality: str) -> None:
         super().__init__()
         width = config.width
         self.embed = nn.Linear(config.channels, width)
-        self.anchor = nn.Linear(anchor_channels(places), width) if config.anchored else None
+        self.anchor = nn.Linear(anchor_channels(modality), width) if config.anchored else None
         self.level_embed = nn.Sequential(nn.Linear(LEVEL_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
         self.level_modulate = nn.Linear(width, 6 * width)
         self.text_embed = nn.Sequential(
@@ -146,7 +146,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         *("level_embed", "level_modulate", "bridge_levels", "table", "head_table"),
         *("norm_q", "norm_k", "text_norm"),
     ]
-    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "head"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "anchor", "head"]  # noqa: RUF012
 
     towers: dict[str, Tower]
     bridge_levels: dict[str, BridgeLevels]
@@ -167,7 +167,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.spec = spec = ModelConfig.of({**saved, "coupling": coupling, "attention": attention})
         self.sharing: Sharing = Alone()
         self.captions = Captions(spec.text, spec.attention)
-        towers = {m: Tower(tower, spec.text, m == "video") for m, tower in spec.towers.items()}
+        towers = {m: Tower(tower, spec.text, m) for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         widths = {m: tower.width for m, tower in spec.towers.items()}
         coupled = spec.coupling == "cross" and len(widths) == 2

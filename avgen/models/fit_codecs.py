@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def load_or_fit(
     if not folder.exists():
         began = time.perf_counter()
         video, audio = fit_embedded(world_config, n_clips, seed)
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")  # machines that share it may share numbers
         video.save_pretrained(partial / "video")
         audio.save_pretrained(partial / "audio")
         (partial / "fit.json").write_text(json.dumps({"seconds": time.perf_counter() - began}))
@@ -76,7 +76,7 @@ def load_or_fit(
         except OSError:
             if not folder.exists():
                 raise
-            shutil.rmtree(partial)  # another process was first: both use its fit
+            shutil.rmtree(partial, ignore_errors=True)  # another process was first: both use its fit
     pair = PatchVideoCodec.from_pretrained(folder / "video"), SpectralAudioCodec.from_pretrained(folder / "audio")
     return pair[0].eval().requires_grad_(False), pair[1].eval().requires_grad_(False)
 

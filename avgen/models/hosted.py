@@ -74,6 +74,9 @@ def scale_of(network: Any, channels: int) -> Scale:
 class HostedCodec(ModelMixin):
     """A network of diffusers, frozen, with what its latents mean. Opened by `avgen.models.opening`."""
 
+    tile_px: int | None = None  # as it was opened: the side of the squares it works on, and the steps at once
+    piece_steps: int | None = None
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network: Any = network
@@ -94,7 +97,8 @@ class HostedCodec(ModelMixin):
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """A folder as diffusers would write it, and beside it how it was opened."""
         self.network.save_pretrained(folder, **options)
-        opened = {"dtype": str(self.dtype).removeprefix("torch."), "patch": self.patch}
+        limits = {"tile_px": self.tile_px, "piece_steps": self.piece_steps}
+        opened = {"dtype": str(self.dtype).removeprefix("torch."), "patch": self.patch, **limits}
         (Path(folder) / OPENED).write_text(json.dumps(opened))
 
     @property

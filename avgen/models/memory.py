@@ -137,7 +137,7 @@ def ends(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
         if config.coupling == "cross" and len(batch.streams) == 2:
             total += 4 * rows * config.bridge.head_dim
             total += 4 * b * ((2 * s.levels + 1) * 6 * tower.width)
-        total += rows * (tower.channels + tower.anchored * anchor_channels(m == "video")) * n.act
+        total += rows * (tower.channels + tower.anchored * anchor_channels(m)) * n.act
     return total
 
 

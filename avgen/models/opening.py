@@ -59,7 +59,18 @@ def open_folder(folder: Path) -> HostedCodec:
     """A hosted codec as its own save_pretrained wrote it, opened as it was then."""
     name = _class_name(str(folder), "", None)
     opened = json.loads((folder / OPENED).read_text())
-    return _hosted(CodecFiles(str(folder), **opened), name, HOSTS[name])
+    return _limited(CodecFiles(str(folder), **opened), name)
+
+
+def _limited(files: CodecFiles, name: str) -> Any:
+    """As much of a clip at once as the files say."""
+    codec: Any = _hosted(files, name, HOSTS[name])
+    codec.tile_px, codec.piece_steps = files.tile_px, files.piece_steps
+    if files.piece_steps is not None:
+        codec.in_pieces(files.piece_steps)
+    if files.tile_px is not None:
+        codec.tile(files.tile_px)
+    return codec
 
 
 def _open(files: CodecFiles, modality: str) -> Any:
@@ -75,16 +86,11 @@ def _open(files: CodecFiles, modality: str) -> Any:
             raise ValueError(
                 f"codec.{modality}: a {name} has no dtype, patch, tile_px or piece_steps of its own; leave them out"
             )
-        fitted = EMBEDDED[name][0].from_pretrained(_local(files.path, files.subfolder) or files.path)
+        fitted: Any = _weights(EMBEDDED[name][0], files.path, files.subfolder, files)
         return fitted.eval().requires_grad_(False)
-    codec: Any = _hosted(files, name, HOSTS[name])
-    if files.piece_steps is not None:
-        codec.in_pieces(files.piece_steps)
-    if files.tile_px is not None:
-        if found != "video":
-            raise ValueError(f"codec.audio.tile_px={files.tile_px}: sound has no pixels; leave it null")
-        codec.tile(files.tile_px)
-    return codec
+    if files.tile_px is not None and found != "video":
+        raise ValueError(f"codec.audio.tile_px={files.tile_px}: sound has no pixels; leave it null")
+    return _limited(files, name)
 
 
 def _hosted(files: CodecFiles, name: str, host: Host) -> Any:

@@ -5,7 +5,7 @@ is the start, middle or end of the token's interval. A fresh tower uses seconds 
 one states the units it was trained in. Angles are computed in float64 and kept in float32: half-precision
 positions are audible.
 
-Shape letters: B samples, N tokens, R rotary pairs (half a head's channels).
+Shape letters: B samples, N tokens, R rotary pairs (half a head's channels), A channels of anchors.
 """
 
 from __future__ import annotations
@@ -109,14 +109,18 @@ def _rotation(positions: list[Tensor], channels: list[int], thetas: list[float])
     return Rotation(angles.cos().float()[:, :, None], angles.sin().float()[:, :, None])
 
 
-# Turns per second, of the time since the clip's start and until its end; turns per side, of rows and columns
-ANCHOR_TURNS_PER_S = tuple(2.0**k for k in range(-5, 3))
-ANCHOR_TURNS_PER_SIDE = (0.5, 1.0, 2.0, 4.0)
+# Exponents of 2: turns per second, of the times since the start and until the end; turns per side, of row and column
+ANCHORS_PER_S, ANCHORS_PER_SIDE = range(-5, 3), range(-1, 3)
 
 
-def anchor_channels(places: bool) -> int:
+def anchor_channels(modality: str) -> int:
     """Of `anchors`: a sine and a cosine for each turn, of both times and, in a picture, of both sides."""
-    return 4 * len(ANCHOR_TURNS_PER_S) + places * 4 * len(ANCHOR_TURNS_PER_SIDE)
+    return 4 * len(ANCHORS_PER_S) + (modality == "video") * 4 * len(ANCHORS_PER_SIDE)
+
+
+def powers(exponents: range, device: torch.device) -> Tensor:
+    """Of 2, made where they are used: a copy from the host would wait for the device."""
+    return 2.0 ** torch.arange(exponents.start, exponents.stop, dtype=torch.float64, device=device)
 
 
 def span_of(streams: Iterable[Stream]) -> Tensor:
@@ -139,10 +143,11 @@ def anchors(stream: Stream, span: Tensor) -> Tensor:
     """
     middle = stream.time.double().mean(-1)
     at = torch.stack([middle - span[:, :1], span[:, 1:] - middle], dim=-1)
-    parts = [(at, ANCHOR_TURNS_PER_S)]
+    parts = [(at, ANCHORS_PER_S)]
     if stream.place is not None and stream.extent is not None:
-        parts.append(((stream.place.double() + 0.5) / stream.extent.double()[:, None], ANCHOR_TURNS_PER_SIDE))
-    angles = torch.cat([(x[..., None] * x.new_tensor(turns)).flatten(2) for x, turns in parts], dim=-1) * (2 * torch.pi)
+        parts.append(((stream.place.double() + 0.5) / stream.extent.double()[:, None], ANCHORS_PER_SIDE))
+    turns = torch.cat([(x[..., None] * powers(by, x.device)).flatten(2) for x, by in parts], dim=-1)
+    angles = 2 * torch.pi * turns
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 

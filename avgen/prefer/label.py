@@ -10,7 +10,6 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
+from avgen.lines import append_line, whole_lines
 from avgen.prefer.candidates import relative
 from avgen.prefer.pairs import PAIRS, Pair, Side, read_pairs, write_pairs
 
@@ -86,7 +86,7 @@ class Survey:
         self.questions = questions(self.pairs, config.seed)
         config.out.mkdir(parents=True, exist_ok=True)
         self.path = config.out / ANSWERS
-        self.answers = read_answers(self.path)
+        self.answers = whole_lines(self.path)
 
     @property
     def open(self) -> list[Question]:
@@ -110,9 +110,7 @@ class Survey:
             "seconds": round(seconds, 2),
             "at": round(time.time()),
         }
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")  # by a kill: begin a line of our own
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + json.dumps(line) + "\n")
+        append_line(self.path, line)
         self.answers.append(line)
         self.write_pairs()
 
@@ -148,15 +146,6 @@ def _key(answer: dict[str, Any]) -> Key:
     """Of the question that was answered. Clips are known by what they are: other clips may have their names by now."""
     hashes = frozenset(answer.get(f"{letter}_sha256", "") for letter in ("a", "b"))
     return answer["prompt"], hashes, tuple(answer.get("trains", ()))
-
-
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; one that a kill cut short is not there."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
 
 
 class Handler(BaseHTTPRequestHandler):

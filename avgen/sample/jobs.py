@@ -6,11 +6,9 @@ renamed, then the line is appended: a kill at any instant leaves at worst a clip
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avgen.config import to_plain
+from avgen.lines import append_line, whole_lines
 from avgen.ranks import this_process
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import Form, Request, read_requests
@@ -137,7 +136,7 @@ def finish(out: Path, job: Job, made: Made, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "write_seconds": round(time.perf_counter() - began, 3),
     }
-    append(out / MANIFEST, line)
+    append_line(out / MANIFEST, line)
     return line
 
 
@@ -147,27 +146,9 @@ def say(console: Console, line: dict[str, Any], made: Made) -> None:
     console.print(f"{line['file']}  {made.request.prompt[:80]}", highlight=False, markup=False)
 
 
-def append(path: Path, line: dict[str, Any]) -> None:
-    """One whole line, whatever other ranks append at the same time."""
-    with path.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_manifest(out: Path) -> list[dict[str, Any]]:
-    """The lines of whole clips; one that a kill cut short is not there."""
-    path = out / MANIFEST
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of whole clips."""
+    return whole_lines(out / MANIFEST)
 
 
 def tidy(out: Path, jobs: Sequence[Job]) -> None:

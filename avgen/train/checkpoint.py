@@ -42,7 +42,7 @@ class About:
     step: int  # optimiser steps done
     fingerprint: str  # of what decides the tensors' names and shapes
     processes: int  # that wrote it; any number can read it
-    loss_scale: float = 1.0  # of fp16 gradients
+    loss_scale: float | None = None  # of fp16 gradients; None: they were not scaled
     clean_steps: int = 0  # since that scale last changed
 
 

@@ -247,7 +247,7 @@ class OptimizerConfig:
     muon_precision: Literal["auto", "bf16", "fp32"] = "bf16"
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW: memory of the mean and of the square
     eps: float = 1e-8  # of AdamW: gradients much smaller than this move nothing
-    weight_decay: float = 0.0  # of every matrix, per unit of learning rate
+    weight_decay: float = 0.0  # of every weight, norms and tables too, per unit of learning rate
     warmup_steps: int = 50  # steps in which the rate rises from 0
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"  # wsd: constant, then linear to 0 over the last fifth
     clip_norm: float = 1.0  # of the gradient over all weights

@@ -85,11 +85,12 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
     _, shard = config.parallel.mesh(given.processes)
     found = []
     video_codec, audio_codec = data.geometries
+    side = SMALLEST if video_codec is None else video_codec.pixels_per_token
     for form in data.forms:
         passing = PlanConfig(
             model=config.model,
-            height=form.height or SMALLEST,
-            width=form.width or SMALLEST,
+            height=form.height or side,
+            width=form.width or side,
             duration_s=form.duration_s,
             fps=form.fps or 1 / form.duration_s,
             video_codec=video_codec,

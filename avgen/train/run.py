@@ -66,18 +66,19 @@ class Run:
         start, optimizer = config.start if beside else None, config.optimizer
         still = [name for name in PARTS if optimizer.scale.of(name) == 0]
         made_of = fingerprint((config.model, config.lora, start, optimizer.kind, still))
-        return checkpoint.About(self.step, made_of, self.processes.count, scale.value, scale.clean_steps)
+        value = scale.value if scale.on else None
+        return checkpoint.About(self.step, made_of, self.processes.count, value, scale.clean_steps)
 
     def restore(self, path: Path) -> None:
         about = checkpoint.about(path)
         if about.fingerprint != self.about().fingerprint:
             raise ValueError(
-                f"the checkpoint in {path} is of another model, optimizer.kind or choice of trained parts: give another"
-                " out=, or those it began with"
+                f"the checkpoint in {path} was begun with another model, lora, start, optimizer.kind or set of parts at"
+                " optimizer.scale 0: give those again, or another out="
             )
         checkpoint.load(path, self.state(), self.processes.host)
         self.step = about.step
-        if self.loss_scale.on:
+        if self.loss_scale.on and about.loss_scale is not None:
             self.loss_scale.value, self.loss_scale.clean_steps = about.loss_scale, about.clean_steps
 
 

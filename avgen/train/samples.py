@@ -25,7 +25,7 @@ from avgen.models.text import captions_of
 from avgen.rng import gaussian
 from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.loop import generate
-from avgen.tasks import assign, in_training, possible, shown
+from avgen.tasks import assign, fitting, shown
 from avgen.train.config import TrainConfig
 from avgen.train.run import Run
 from avgen.train.validate import shared
@@ -43,7 +43,7 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     processes = run.processes
     places = range(run.config.samples.clips)
     held = held_out.batch(list(places))  # of those, a task is shown on the clips that have what it gives and makes
-    fits = {task: possible(in_training(task, head_s=1.0), held).tolist() for task in run.config.task_names}
+    fits = {task: fitting(task, held).tolist() for task in run.config.task_names}
     wanted = [(task, place) for task in fits for place in places if fits[task][place]]
     if not wanted:
         return None

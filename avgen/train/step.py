@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avgen.flow import FlowConfig, Loss, losses, noised
 from avgen.models.architecture import ModelConfig
 from avgen.rng import noise_like, uniforms
-from avgen.tasks import HEAD, SLACK, Task, assign, in_training, lengths, possible
+from avgen.tasks import HEAD, SLACK, Task, assign, fitting, in_training, lengths
 from avgen.train.config import TrainConfig
 from avgen.types import Batch, Stream, Velocity
 
@@ -75,7 +75,7 @@ def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: Sequence[i
     """
     mix = config.tasks_at(step)
     names = sorted(mix)
-    fits = torch.stack([possible(in_training(name, head_s=1.0), batch) for name in names], dim=1)  # (B, tasks)
+    fits = torch.stack([fitting(name, batch) for name in names], dim=1)  # (B, tasks)
     weights = torch.tensor([mix[name] for name in names], dtype=torch.float64).expand(fits.shape)
     left = weights * fits.cpu()
     weights = torch.where(left.sum(1, keepdim=True) > 0, left, weights)

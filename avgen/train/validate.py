@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 
@@ -9,7 +12,7 @@ from avgen.data.stream import Source
 from avgen.flow import FlowConfig, LevelLaw
 from avgen.models.compilation import uncompiled
 from avgen.models.dit import AVTransformer
-from avgen.tasks import assign, in_training, possible, shown
+from avgen.tasks import assign, fitting, shown
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
@@ -46,22 +49,23 @@ def _table(
     table, context = LossTable([task], model.device), config.parallel.context
     reader, readers = accelerator.process_index // context, accelerator.num_processes // context
     for places, counts in shared(config.validation_clips, reader, readers):
-        drawn, fits = _drawn(held_out, config, task, places)
-        drawn = drawn.to(model.device)
+        drawn = _drawn(held_out, config, task, places).to(model.device)
         with config.autocast(model.device):
             found = step_losses(model, drawn, config.flow)
-        if counts and fits:
+        if counts:
             table.add(found, drawn)
     return table
 
 
-def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> tuple[Draw, bool]:
-    """The clips at the task; where none of them has the streams for it at t2av, which takes any, and False."""
+def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> Draw:
+    """The clips at the task; those that lack a stream for it pass at t2av, which takes any, and don't count."""
     batch = held_out.batch(list(places))
-    fits = bool(possible(in_training(task, head_s=1.0), batch).any())
-    tasks = shown([task if fits else "t2av"] * len(places), batch)
+    fits = fitting(task, batch)
+    tasks = shown([task if fit else "t2av" for fit in fits.tolist()], batch)
     levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips
-    return corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks), fits
+    drawn = corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
+    counted: dict[str, Any] = {m: replace(s, weight=s.weight * fits[:, None]) for m, s in drawn.clean.streams.items()}
+    return replace(drawn, clean=replace(drawn.clean, **counted), tasks=(task,) * len(places))
 
 
 def shared(clips: int, rank: int, ranks: int) -> list[tuple[range, bool]]:

@@ -340,6 +340,26 @@ def test_a_hole_in_the_sound_is_silent_and_reported(tmp_path):
     assert not window.clip.audio[:, rate // 2 : 3 * rate // 2].any()
     assert (window.clip.audio[:, window.sample_mask()] > 0.2).all()
     assert not window.complete
+    inside = read_clip(path, 0.5, 1.8)  # ends within the hole: there is more behind it, so nothing is cut off
+    assert inside.audio_real == ((0, rate // 2),)
+    assert not inside.clip.audio[:, rate // 2 :].any()
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_a_part_of_a_longer_recording_ends_where_it_ends(tmp_path, suffix):
+    """Pieces that FFmpeg's segmenter cuts keep the times they had."""
+    path = tmp_path / f"part.{suffix}"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 8 * i, np.uint8), "rgb24")
+            frame.pts, frame.time_base = 100 + i, Fraction(1, 10)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    info = probe(path)
+    assert (info.start_s, info.end_s) == (pytest.approx(10.0), pytest.approx(13.0))
+    assert read_clip(path, 10.0).clip.video.shape[0] == 30
 
 
 def test_an_edit_list_that_cuts_the_end_is_honoured(tmp_path):

@@ -165,9 +165,11 @@ def test_an_unreadable_clip_is_left_out_and_named_and_can_be_brought_back(clips,
     assert Store.open(config.out).totals.rows == whole.totals.rows
 
 
-@pytest.mark.parametrize(("column", "said"), [("caption", "caf\xe9"), ("path", "\xe9.mp4"), ("tags", "\xe9")])
+@pytest.mark.parametrize(
+    ("column", "said"), [("caption", "caf\xe9"), ("path", "\xe9.mp4"), ("tags", "\xe9"), ("audio_path", "\xe9.wav")]
+)
 def test_a_row_in_another_encoding_is_left_out_and_named(clips, tmp_path, column, said):
-    row = {"path": str(clips / "1.mp4"), "caption": "tea", "tags": "toy"}
+    row = {"path": str(clips / "1.mp4"), "caption": "tea", "tags": "toy", "audio_path": ""}
     rows = [row, row | {column: said}, row]
     text = "".join(",".join(r.values()) + "\n" for r in ({name: name for name in row}, *rows))
     (tmp_path / "clips.csv").write_bytes(text.encode("latin-1"))

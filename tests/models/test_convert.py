@@ -193,9 +193,10 @@ def open_gates(model: AVTransformer) -> None:
                 table[4] = 1
 
 
-def test_copied_layers_are_the_video_towers() -> None:
+@pytest.mark.parametrize("anchored", [False, True])
+def test_copied_layers_are_the_video_towers(anchored: bool) -> None:
     wan = tiny_wan(num_layers=4)
-    tower = audio_tower(width=40, mlp_ratio=52 / 40, depth=2)
+    tower = audio_tower(width=40, mlp_ratio=52 / 40, depth=2, anchored=anchored)
     model = graft_wan(wan, FPS, tower, copy_layers=True)
     fresh = tower_state(graft_wan(wan, FPS, tower), "audio")
     video, audio = tower_state(model, "video"), tower_state(model, "audio")

@@ -392,5 +392,5 @@ def test_a_missing_sentencepiece_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         raise ValueError("`tiktoken` is required to read a `tiktoken` file.")
 
     monkeypatch.setattr("avgen.models.encoders.AutoTokenizer.from_pretrained", refuse)
-    with pytest.raises(ValueError, match=r"pip install 'avgen\[text\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[text\]'"):
         tokenizer_in(tmp_path, "")

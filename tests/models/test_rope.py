@@ -123,7 +123,17 @@ def test_anchors_count_from_the_ends_of_what_is_real() -> None:
     torch.testing.assert_close(anchors(padded, span_of([padded]))[0, :4], near)
     late = replace(short, time=short.time + 3600)
     torch.testing.assert_close(anchors(late, span_of([late]))[0], near)
-    assert anchors(replace(short, valid=torch.zeros(1, 4, dtype=torch.bool)), torch.zeros(1, 2)).isfinite().all()
+    gone = replace(short, valid=torch.zeros(1, 4, dtype=torch.bool))
+    assert torch.equal(span_of([gone]), torch.zeros(1, 2, dtype=torch.float64))
+    assert anchors(gone, span_of([gone])).isfinite().all()
+
+
+def test_anchors_tell_rows_and_columns_as_shares_of_the_sides() -> None:
+    small, large = (VIDEO.stream(torch.zeros(1, 6, 1, 2 * k, 3 * k), 8.0) for k in (1, 3))
+    one, many = (anchors(s, span_of([s]))[0] for s in (small, large))
+    assert len({tuple(token) for token in one.tolist()}) == 6
+    # the middle cell of each three by three stands where the one cell does
+    torch.testing.assert_close(many.view(6, 9, -1)[1::3, 1::3].flatten(0, 1), one)
 
 
 def spans(steps: int) -> Tensor:

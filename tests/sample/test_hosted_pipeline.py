@@ -10,7 +10,7 @@ import torch
 
 from avgen.models.codec_files import CodecFiles
 from avgen.models.dit import AVTransformer
-from avgen.models.opening import open_audio_codec, open_video_codec
+from avgen.models.opening import open_audio_codec, open_folder, open_video_codec
 from avgen.sample.folder import open_pipeline
 from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline
@@ -41,6 +41,14 @@ def test_a_saved_pipeline_opens_with_its_codecs_as_they_were(pipe, tmp_path):
     ours, theirs = (p(prompt="a red ball", method=QUICK)[0].clip for p in (pipe, again))
     assert np.array_equal(ours.video, theirs.video)
     assert np.array_equal(ours.audio, theirs.audio)
+
+
+def test_a_saved_codec_remembers_how_much_it_works_on_at_once(tmp_path):
+    files = CodecFiles(str(factory.saved(factory.wan21(), tmp_path / "video")), patch=2, tile_px=64)
+    open_video_codec(files).save_pretrained(tmp_path / "again")
+    again = open_folder(tmp_path / "again")
+    assert (again.patch, again.tile_px) == (2, 64)
+    assert again.network.use_tiling
 
 
 @pytest.mark.parametrize("duration_s", [0.125, 0.5, 0.7])

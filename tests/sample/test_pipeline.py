@@ -137,7 +137,11 @@ def test_a_clip_is_as_long_as_the_given_stream_not_as_its_file(pipe, tmp_path):
     made, longer = clip(1.0), clip(2.5)
     write_clip(tmp_path / "in.mp4", replace(made, audio=longer.audio))
     request = Request(video=tmp_path / "in.mp4")
-    assert pipe.form_of(request, "v2a").duration_s == pytest.approx(1.0, abs=0.01)
+    form = pipe.form_of(request, "v2a")
+    assert form.duration_s == pytest.approx(1.0, abs=0.01)
+    notes = read_given(request, "v2a", form, pipe.audio_codec.geometry, QUICK.edit).notes
+    assert notes
+    assert not any("left out" in note for note in notes)
     assert pipe.form_of(Request(audio=tmp_path / "in.mp4"), "a2v").duration_s == pytest.approx(2.5, abs=0.05)
 
 

@@ -159,3 +159,12 @@ def test_captions_are_read_as_far_as_the_model_reads(toys, tmp_path, monkeypatch
     read = reading(short)
     for source in (read.source, read.held_out):
         assert source.batch([0, 1, 2]).video_text.x.shape == (3, 24)
+
+
+def test_captions_of_stores_too(latents, tmp_path):
+    for data in (settings(tmp_path, latents).data, StoreData(latents.path, workers=0, held_out=latents.path)):
+        short = settings(tmp_path, latents, data=data)
+        short = replace(short, model=replace(short.model, text=replace(short.model.text, max_length=5)))
+        read = reading(short)
+        for source in (read.source, read.held_out):
+            assert source.batch([0, 1]).video_text.x.shape[1] == 5

@@ -214,7 +214,7 @@ def test_another_model_is_not_resumed_into(tmp_path):
     with pytest.raises(ValueError, match="another model"):
         prepare(config(tmp_path, model=model_config("none")))
     for other in (OptimizerConfig(kind="adamw"), OptimizerConfig(scale=PartRates(video=0.0))):
-        with pytest.raises(ValueError, match=r"optimizer\.kind or choice of trained parts"):
+        with pytest.raises(ValueError, match=r"another model, .* optimizer\.kind or set of parts"):
             prepare(config(tmp_path, optimizer=other))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avgen.train.metrics import LEVELS, level_name
 from avgen.train.run import prepare
-from avgen.train.validate import shared, validate
+from avgen.train.validate import _drawn, shared, validate
 from tests.models.factory import scatter
 from tests.train.test_train import Clips, config
 
@@ -76,6 +76,10 @@ def test_a_task_is_judged_on_the_clips_that_have_its_streams(tmp_path):
     run = prepare(config(tmp_path, validation_clips=20, tasks={"t2a": 1, "t2av": 1}))
     found = validate(run.model, run.average, Mute(), run.config, run.accelerator)
     assert found["held_out/t2a/audio"] > 0
+    # of three clips one is silent: it is no part of the figures, whatever stands beside it
+    drawn = _drawn(Clips(), run.config, "a2v", range(3))
+    assert (drawn.clean.video.weight.sum(1) > 0).tolist() == [True, True, False]
+    assert drawn.tasks == ("a2v",) * 3
     few = prepare(config(tmp_path / "few", validation_clips=4, tasks={"t2a": 1, "t2av": 1}))
     found = validate(few.model, few.average, Mute(), few.config, few.accelerator)
     assert not any(name.startswith("held_out/t2a/") for name in found)

@@ -18,6 +18,7 @@ from avgen import __version__
 from avgen.config import fingerprint, to_plain
 from avgen.data.doctor.config import DoctorConfig
 from avgen.data.doctor.rules import Finding, shorten
+from avgen.data.manifest import legible
 
 PAGE = Path(__file__).with_name("page.html")
 STRIP_WIDTH, STRIP_FRAMES, STRIP_HEIGHT = 720, 8, 96  # pixels, frames, pixels
@@ -93,7 +94,7 @@ def table(report: Report) -> Table:
     for rule, (action, count) in report.counts().items():
         if count:
             name, reason = examples[rule]
-            shown.add_row(rule, str(count), action, shorten(f"{name}: {_clean(reason)}", 160))
+            shown.add_row(rule, str(count), action, shorten(f"{name}: {legible(reason)}", 160))
     return shown
 
 
@@ -188,12 +189,7 @@ def _cards(patients: Sequence[Patient], strips: Mapping[int, bytes]) -> Iterator
 
 
 def _text(text: str) -> str:
-    return html.escape(_clean(text))
-
-
-def _clean(text: str) -> str:
-    """Bytes that were no UTF-8 as a person can see them."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return html.escape(legible(text))
 
 
 def _write(path: Path, text: str) -> None:

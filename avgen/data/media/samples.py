@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, chain
@@ -48,9 +48,10 @@ def read_samples(
     own_rate = source.sample_rate_hz
     margin = Fraction(reach(own_rate, rate) + 1, own_rate)
     end = start + Fraction(count, rate)
-    stretches = _placed(source, list(_decoded(source, counter, start - margin, end + margin)))
+    pieces, more = _collected(_decoded(source, counter, start - margin, end + margin))
+    stretches = _placed(source, pieces)
     reached = max((Fraction(s.end, own_rate) for s in stretches), default=start)
-    if reached < end:
+    if reached < end and not more:  # where there is more behind the window, what is missing is a hole
         refuse_truncation(source, source.audio, reached, end)
     return _rendered(source, stretches, start, rate, count, channels)
 
@@ -58,7 +59,7 @@ def read_samples(
 def read_all_samples(source: Source, rate: int, channels: int | None) -> tuple[np.ndarray, Fraction]:
     """(channels, S) float32: everything from the first sample to the last, and when the first sounds."""
     own_rate = source.sample_rate_hz
-    stretches = _placed(source, list(_decoded(source, Counter(), source.start(source.audio), None)))
+    stretches = _placed(source, _collected(_decoded(source, Counter(), source.start(source.audio), None))[0])
     if not stretches:
         raise source.error("holds a sound stream from which nothing can be decoded")
     first, last = min(s.at for s in stretches), max(s.end for s in stretches)
@@ -68,8 +69,17 @@ def read_all_samples(source: Source, rate: int, channels: int | None) -> tuple[n
     return _rendered(source, stretches, start, rate, count, channels)[0], start
 
 
-def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | None) -> Iterator[Piece]:
-    """Decoded sound covering [start, end), and some before it."""
+def _collected(pieces: Generator[Piece, None, bool]) -> tuple[list[Piece], bool]:
+    found = []
+    while True:
+        try:
+            found.append(next(pieces))
+        except StopIteration as stop:
+            return found, stop.value
+
+
+def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | None) -> Generator[Piece, None, bool]:
+    """Decoded sound covering [start, end), and some before it; returns whether there is more behind it."""
     import av
 
     packets = _packets_before(source, start)
@@ -78,7 +88,7 @@ def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | 
     for packet in packets:
         counter.packets += 1
         if last is not None and packet.pts is not None and packet.pts > last:
-            return
+            return True
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
@@ -93,6 +103,7 @@ def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | 
             if frame.pts is None:
                 raise source.error("has sound without timestamps")
             yield Piece(frame.pts, to_float(frame), packet.duration or 0)
+    return False
 
 
 def _packets_before(source: Source, start: Fraction) -> Iterator[Any]:

@@ -194,8 +194,11 @@ class Source:
             return max((end for end in ends if end is not None), default=None)
         if self.container.duration is None:
             return None
-        start = Fraction(self.container.start_time or 0, 1_000_000) - self.zero
-        return start + Fraction(self.container.duration, 1_000_000)
+        said = Fraction(self.container.duration, 1_000_000) - self.zero
+        writer = next((text for name, text in self.container.metadata.items() if name.lower() == "encoder"), "")
+        if self.container.format.name.startswith("matroska") and writer.startswith("Lavf"):
+            return said  # FFmpeg writes when the last frame ends, others how long all of it lasts
+        return said + Fraction(self.container.start_time or 0, 1_000_000)
 
     def _edit(self, stream: Any) -> Edit | None:
         return self.edits.get(stream.id) if self.edits and self.is_mov else None

@@ -1,0 +1,35 @@
+"""Files of one JSON object a line, that several processes append to and that outlive a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """One whole line, whatever others append at the same time; behind one that a kill cut short it begins anew."""
+    with path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """None where there is no file; a line that a kill cut short is not there."""
+    found = []
+    for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return found
