@@ -433,17 +433,25 @@ def _checked(
             if value != "null":
                 texts.append((bare, value))
             else:
+                _forget(bare, texts, mappings)
                 composing.append(f"++{bare}=null")
         elif (value.startswith("{") and bare in schema and _is_open(schema[bare].hint)) or any(
             bare.startswith(f"{replaced}.") for replaced, _ in mappings
         ):
             mappings.append((bare, _read(f"{bare}={value}").value()))
         elif bare in schema or bare in sections or _inside_open_leaf(bare, schema):
+            _forget(bare, texts, mappings)
             # a key may stand in the schema alone, which Hydra would call unknown without "++"
             composing.append(_parsed(override if key.startswith("~") else f"++{bare}={value}"))
         else:
             raise ConfigError(bare, f"no such key; {_suggest(bare, [*schema, *offered])}; change {override!r}")
     return composing, texts, mappings
+
+
+def _forget(key: str, *given: list[tuple[str, Any]]) -> None:
+    """Drop what was given before of a key or inside it: these are put in after all of Hydra's, and the last counts."""
+    for earlier in given:
+        earlier[:] = [(name, value) for name, value in earlier if not _inside(name, key)]
 
 
 def _parsed(override: str) -> str:

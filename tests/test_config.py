@@ -234,6 +234,19 @@ def test_text_is_taken_as_typed(tmp_path_factory: pytest.TempPathFactory, text: 
     assert load(Scalars, "note", [f"text={text}"], folder).text == text
 
 
+def test_of_several_values_for_a_key_the_last_counts() -> None:
+    """As where a script passes its own arguments on behind those it gives."""
+    from avgen.data.prepare import PrepareConfig
+    from avgen.train.config import TrainConfig
+
+    assert load(TrainConfig, "train", ["recipe=toybox", "start=runs/a", "start=null"]).start is None
+    assert load(TrainConfig, "train", ["recipe=toybox", "start=null", "start=runs/a"]).start == Path("runs/a")
+    shape = "windows.shapes=[{height: 16, width: 16, fps: 8, duration_s: 1}]"
+    given = ["manifest=a.csv", "out=latents", shape, "codec=wan21"]
+    assert load(PrepareConfig, "prepare", [*given, "text.path=t5", "text=null"]).text is None
+    assert load(PrepareConfig, "prepare", [*given, "text=null", "text.path=t5"]).text is not None
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
