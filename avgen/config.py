@@ -13,7 +13,6 @@ import difflib
 import enum
 import hashlib
 import json
-import math
 import sys
 import types
 import typing
@@ -254,15 +253,6 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
     return value
-
-
-def finite(value: Any) -> Any:
-    """Plain data with null for numbers that JSON cannot say: where there was nothing to count."""
-    if isinstance(value, Mapping):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fingerprint(config: Any) -> str:

@@ -1,13 +1,23 @@
-"""Files of one JSON object a line, that several processes append to and that outlive a kill."""
+"""JSON as files hold it: without numbers it cannot say; one object a line, appended to by several processes."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def finite(value: Any) -> Any:
+    """Plain data with null for numbers that JSON cannot say: where there was nothing to count."""
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

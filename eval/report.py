@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from avgen import command
-from avgen.config import finite
+from avgen.lines import finite
 from eval import statistics
 
 HEADLINE = 12  # metrics of the verdict strip

@@ -110,8 +110,7 @@ def span_s(info: MediaInfo, video: bool, audio: bool) -> tuple[float, float]:
     wanted = [stream for stream, want in ((info.video, video), (info.audio, audio)) if want and stream is not None]
     if not wanted or any(stream.duration_s is None for stream in wanted):
         return info.start_s, info.end_s
-    begins = min(stream.start_s for stream in wanted)
-    return begins, max(stream.start_s + (stream.duration_s or 0.0) for stream in wanted)
+    return min(stream.start_s for stream in wanted), max(map(info.end_of, wanted))
 
 
 def slack(shape: WindowShape) -> Fraction:

@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor
 
 from avgen import __version__
-from avgen.config import fingerprint, finite, to_plain
+from avgen.config import fingerprint, to_plain
 from avgen.data.contact_sheet import Mark, contact_sheet
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Toybox, ToyClip
@@ -34,6 +34,7 @@ from avgen.demo.figures import Figure, figure_table, reader_row, reader_table
 from avgen.demo.learned import Answers, examine, held_against_bars, together, train
 from avgen.demo.page import write_page
 from avgen.demo.showing import enlarged, varied
+from avgen.lines import finite
 from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import fit_folder, load_or_fit

@@ -92,12 +92,15 @@ class Tower(nn.Module):
         self.head_table = nn.Parameter(torch.zeros(2, width))
         self.head = nn.Linear(width, config.channels)
 
-    def tokens(self, stream: Stream, span: Tensor) -> Tensor:
+    def tokens(self, stream: Stream, span: Tensor | None) -> Tensor:
         """The stream's (B, N, C), in any float dtype, in a clip of that (B, 2) span -> (B, N, D) in the weights'"""
         # Tokens that do not lie in a row torch multiplies in another way where the weights are frozen, which some
         # processors round otherwise: freezing must not change what a model says.
         x = self.embed(stream.x.type_as(self.embed.weight).contiguous())
-        return x if self.anchor is None else x + self.anchor(anchors(stream, span).type_as(self.anchor.weight))
+        if self.anchor is None:
+            return x
+        assert span is not None
+        return x + self.anchor(anchors(stream, span).type_as(self.anchor.weight))
 
     def levels(self, levels: Tensor) -> Tensor:
         """(B, K) -> (B, K, D) float32"""
@@ -223,7 +226,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         with torch.autocast(batch.video_text.x.device.type, enabled=False):
             levels = {m: self.towers[m].levels(s.levels) for m, s in streams.items()}
             context = self.contexts(streams, mine, levels, texts, perturbation.bridge_on)
-        span = span_of(streams.values())
+        anchored = any(tower.anchored for tower in self.spec.towers.values())
+        span = span_of(streams.values()) if anchored else None
         x = {m: self.towers[m].tokens(s, span) for m, s in mine.items()}
         x = run(self.blocks, x, context, perturbation)
         made = {m: self.towers[m].out(x[m], levels[m], s.slot) for m, s in mine.items()}

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.config import finite, to_plain
+from avgen.config import to_plain
 from avgen.data.toybox import ToyboxConfig
+from avgen.lines import finite
 from avgen.sample.exam import TASKS, Exam, Reader, crew
 from avgen.sample.guidance import Guidance
 from avgen.sample.judge import Estimate, difference, estimate

@@ -17,17 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from avgen.data.media import (
-    AudioInfo,
-    MediaError,
-    MediaInfo,
-    VideoInfo,
-    exact_fps,
-    probe,
-    read_clip,
-    read_image,
-    unit_count,
-)
+from avgen.data.media import MediaError, exact_fps, probe, read_clip, read_image, unit_count
 from avgen.tasks import EVERYTHING, NAMED, NOTHING, Hole, Task, extend, inpaint, interpolate
 from avgen.types import AudioGeometry
 
@@ -135,7 +125,7 @@ def length_of(request: Request, task: str) -> float | None:
         raise MediaError(f"{path}: has no {'picture' if request.video is not None else 'sound'}")
     if not info.duration_s > 0:
         raise MediaError(f"{path}: is 0 s long, there is nothing to go by")
-    return end_s(info, stream)
+    return info.end_of(stream)
 
 
 def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, edit: Edit) -> GivenMedia:
@@ -186,7 +176,7 @@ def read_picture(path: Path, form: Form, notes: list[str]) -> tuple[np.ndarray, 
         raise MediaError(f"{path}: has no picture")
     window = read_clip(path, 0, form.duration_s, video=True, audio=False, fps=form.fps, size=(form.height, form.width))
     assert window.clip.video is not None
-    real_s, length = end_of(window.video_real) / form.fps, end_s(info, info.video)
+    real_s, length = end_of(window.video_real) / form.fps, info.end_of(info.video)
     notes.append(
         f"{path}: picture {info.video.width}x{info.video.height} at {float(info.video.fps):.4g} fps,"
         f" {length:.4g} s -> {form.width}x{form.height} at {form.fps:g} fps, {form.duration_s:g} s"
@@ -204,17 +194,12 @@ def read_sound(path: Path, form: Form, sound: AudioGeometry, notes: list[str]) -
         path, 0, form.duration_s, video=False, audio=True, sample_rate_hz=rate, channels=sound.audio_channels
     )
     assert window.clip.audio is not None
-    wave, length = window.clip.audio[:, : form.samples(rate)], end_s(info, info.audio)
+    wave, length = window.clip.audio[:, : form.samples(rate)], info.end_of(info.audio)
     notes.append(
         f"{path}: sound at {info.audio.sample_rate_hz} Hz, {length:.4g} s -> {rate} Hz,"
         f" {form.duration_s:g} s{_trimmed(length, form)}{'' if wave.any() else '; it is silent throughout'}"
     )
     return wave, end_of(window.audio_real) / rate
-
-
-def end_s(info: MediaInfo, stream: VideoInfo | AudioInfo) -> float:
-    """When this stream ends: a sound that goes on is no part of the length of the picture beside it."""
-    return info.end_s if stream.duration_s is None else stream.start_s + stream.duration_s
 
 
 def end_of(real: Sequence[tuple[int, int]]) -> int:

@@ -182,20 +182,19 @@ class Judge:
     def against_truth(self, made: Sequence[Read], swapped: Sequence[Read], sense: Sense) -> dict[str, Counted]:
         """F1 against the events that truly happen; and of those alone that what was given tells of."""
 
-        def counts(clips: Sequence[Read], what: str) -> Counts:
-            pairs = zip(clips, self.items, strict=True)
-            return [f1(getattr(score(read.reading, item.events), what)) for read, item in pairs]
-
-        wanted = {"onset": sense, "sync": "sync"}
-        found = {
-            name: Counted(counts(made, what), counts(self.real, what), counts(swapped, what))
-            for name, what in wanted.items()
+        tallies: dict[str, Callable[[Reading, ToyClip], Tally]] = {
+            "onset": lambda reading, item: getattr(score(reading, item.events), sense),
+            "sync": lambda reading, item: score(reading, item.events).sync,
+            "onset told": lambda reading, item: told_onsets(reading, item, sense),
         }
-        told = (
-            [f1(told_onsets(read.reading, item, sense)) for read, item in zip(clips, self.items, strict=True)]
-            for clips in (made, self.real, swapped)
-        )
-        return {**found, "onset told": Counted(*told)}
+
+        def counts(clips: Sequence[Read], tally: Callable[[Reading, ToyClip], Tally]) -> Counts:
+            return [f1(tally(read.reading, item)) for read, item in zip(clips, self.items, strict=True)]
+
+        return {
+            name: Counted(counts(made, tally), counts(self.real, tally), counts(swapped, tally))
+            for name, tally in tallies.items()
+        }
 
     def caption(self, made: Sequence[Read], chosen: Sequence[ToyClip]) -> dict[str, Counted]:
         """Shares of the captions' actors shown with the right ..."""

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from avgen import command
-from avgen.config import finite, to_plain
+from avgen.config import to_plain
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.reader import Reading, Tally, read_events
+from avgen.lines import finite
 from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import Form, GivenMedia, Request
 from avgen.sample.judge import Counts, Estimate, difference, estimate, f1

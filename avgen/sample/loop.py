@@ -40,12 +40,11 @@ def generate(
         at: dict[str, Any] = {m: replace(s, x=x[m], levels=s.levels * grids[m][i]) for m, s in streams.items()}
         levels = {m: grids[m][i] for m in busy}
         v = guided(model, replace(batch, **at), guidance, levels, made, predict, partial(blocks.at, i))
-        # a solver may look ahead within a step: given tokens must not have moved there either
+        # given tokens stand still, also where a solver looks ahead within a step
         return {m: torch.where(made[m][..., None], v[m], 0.0) for m in v}
 
     x = {m: torch.where(made[m][..., None], noise[m], s.x) for m, s in streams.items()}
     for i in range(solver_config.steps):
-        moved = solver.step(velocity, x, i)
-        x = {m: torch.where(made[m][..., None], moved[m], x[m]) for m in x}
+        x = solver.step(velocity, x, i)
         after_step(i)
     return x

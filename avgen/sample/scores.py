@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.config import finite, to_plain
+from avgen.config import to_plain
 from avgen.data.toybox import ToyboxConfig
 from avgen.data.toybox.world import Split
+from avgen.lines import finite
 from avgen.sample.cache import CacheConfig
 from avgen.sample.exam import TASKS, Exam, Reader, crew
 from avgen.sample.guidance import Guidance

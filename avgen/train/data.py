@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str]) ->
         )
     if not begun:  # every process writes it, and each the same
         config.out.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.{platform.node()}.part")
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         draft.write_text(json.dumps(list(read)))
         draft.replace(path)
 

@@ -79,6 +79,10 @@ class MediaInfo:
     def duration_s(self) -> float:
         return self.end_s - self.start_s
 
+    def end_of(self, stream: VideoInfo | AudioInfo) -> float:
+        """When one stream ends, which the other may outlast; of one that does not say so when the file does."""
+        return self.end_s if stream.duration_s is None else stream.start_s + stream.duration_s
+
 
 def exact_seconds(seconds: float | Fraction) -> Fraction:
     """Seconds as a fraction, so that 3 / 29.97 is the frame time that was meant and not its nearest float."""
