@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from avgen.rate import faster_precision
+from avgen.rate import GLANCE_SIZE, MATMUL_SIZE, faster_precision, matmul_rate
 from avgen.sample.inputs import Request
 from avgen.sample.method import Method
 from avgen.train.config import OptimizerConfig
@@ -24,6 +24,21 @@ def test_a_cpu_takes_what_it_multiplies_faster(bf16, fp32, wanted, monkeypatch):
     rates = {torch.bfloat16: bf16, torch.float32: fp32}
     monkeypatch.setattr("avgen.rate.matmul_rate", lambda device, dtype: rates[dtype])
     assert faster_precision.__wrapped__(CPU) == wanted
+
+
+def test_a_slow_type_is_measured_on_small_products_alone(monkeypatch):
+    sizes = []
+
+    def product(device, dtype, size=None):
+        sizes.append(size)
+        return lambda: None
+
+    monkeypatch.setattr("avgen.rate.matmul", product)
+    monkeypatch.setattr("avgen.rate.timed", lambda work, device: 0.5)
+    assert matmul_rate.__wrapped__(CPU, torch.bfloat16) == pytest.approx(4 * GLANCE_SIZE**3)
+    monkeypatch.setattr("avgen.rate.timed", lambda work, device: 0.001)
+    assert matmul_rate.__wrapped__(CPU, torch.bfloat16) == pytest.approx(2000 * MATMUL_SIZE["cpu"] ** 3)
+    assert sizes == [GLANCE_SIZE, GLANCE_SIZE, None]
 
 
 def test_an_accelerator_takes_bf16_unmeasured(monkeypatch):
