@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     read = reading(config)
     try:
-        run = train(config, read.source, read.held_out, console, read.order, read.codecs)
+        run = train(config, read.source, read.held_out, console, read.order, read.codecs, read.judges)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return command.FAILED

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,6 +27,9 @@ from avgen.prefer.pairs import Pair, read_pairs
 from avgen.train.checkpoint import checkpoints
 from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
 
+if TYPE_CHECKING:
+    from avgen.prefer.source import PairSource
+
 READ = "reads.json"  # in a run's folder: fingerprints of what it reads
 
 
@@ -37,6 +41,7 @@ class Reading:
     order: Order
     held_out: Source
     codecs: tuple[VideoCodec, AudioCodec] | None  # of the latents, where samples are to be made
+    judges: PairSource | None = None  # held-out pairs, where a run learns from pairs
 
 
 def reading(config: TrainConfig) -> Reading:
@@ -114,7 +119,7 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     buckets, _ = grouped([shape_of(pair) for pair in read], lambda shape: 1)
     order = Couples(Schedule(buckets, config.batch // 2, seed=config.seed))
     codecs = pipeline.video_codec.cpu(), pipeline.audio_codec.cpu()  # type: ignore[attr-defined]
-    return Reading(PairSource(read, latents), order, Winners(judges, latents), codecs)
+    return Reading(PairSource(read, latents), order, Winners(judges, latents), codecs, PairSource(judges, latents))
 
 
 def in_rounds(pairs: Sequence[Pair]) -> tuple[Pair, ...]:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -22,9 +23,12 @@ from avgen.train.run import Run, prepare, save
 from avgen.train.samples import Codecs, sample
 from avgen.train.step import Draw, Whole, draw
 from avgen.train.trackers import Journal, Screen
-from avgen.train.validate import validate
+from avgen.train.validate import told_apart, validate
 from avgen.train.watch import Fault, Stopped, write_fault
 from avgen.types import Batch
+
+if TYPE_CHECKING:
+    from avgen.prefer.source import PairSource
 
 
 def train(
@@ -34,11 +38,13 @@ def train(
     console: Console,
     order: Order | None = None,
     codecs: Codecs | None = None,
+    judges: PairSource | None = None,
 ) -> Run:
     """Train to the last step; SIGTERM and Ctrl-C save and stop at the end of the current one.
 
     A run that goes wrong raises `Stopped` and leaves its checkpoints as they are.
-    Without an `order` the source's clips are read one after another; `codecs` show the samples of `config.samples`.
+    Without an `order` the source's clips are read one after another; `codecs` show the samples of `config.samples`;
+    `judges` are held-out pairs of a run on pairs.
     """
     if config.samples.every and codecs is None:
         raise ValueError(f"samples.every={config.samples.every} needs the codecs of the latents: set samples.every=0")
@@ -79,7 +85,7 @@ def train(
                     raise stopped(run, fault, source, order, share)
             with run.meter.paused():
                 if validation_due:
-                    journal.write(run.step, validate(run.model, run.average, held_out, config, run.accelerator))
+                    journal.write(run.step, held_out_line(run, held_out, judges))
                 if codecs is not None and config.samples.due(run.step, last):
                     sheet = sample(run, held_out, codecs)
                     if sheet is not None:
@@ -96,6 +102,13 @@ def train(
     if said := record.finish(config, run.accelerator, run.meter, held_before):
         console.print(said, highlight=False)
     return run
+
+
+def held_out_line(run: Run, held_out: Source, judges: PairSource | None) -> dict[str, float]:
+    """What is logged of clips and pairs that are never read."""
+    asked = run.model, run.average, run.config, run.accelerator
+    line = validate(run.model, run.average, held_out, run.config, run.accelerator)
+    return line if judges is None else line | told_apart(run.objective, judges, *asked)
 
 
 def stopped(run: Run, fault: Fault, source: Source, order: Order, share: Share) -> Stopped:

@@ -1,9 +1,10 @@
-"""Held-out loss per task, at fixed clips, noise and levels: comparable across steps and runs."""
+"""Held-out loss per task, and how many held-out pairs are told apart: at fixed clips, noise and levels, so that steps
+and runs can be compared."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -12,13 +13,18 @@ from avgen.data.stream import Source
 from avgen.flow import FlowConfig, LevelLaw
 from avgen.models.compilation import uncompiled
 from avgen.models.dit import AVTransformer
-from avgen.tasks import assign, fitting, shown
+from avgen.tasks import NAMED, assign, fitting, shown
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
-from avgen.train.step import Draw, corrupt, step_losses
+from avgen.train.step import Draw, Objective, Whole, corrupt, step_losses
+
+if TYPE_CHECKING:
+    from avgen.prefer.source import PairSource
 
 CLIPS_AT_ONCE = 16
+LOOKS = 8  # levels at which every held-out pair is judged: at one, chance decides most of them
+PAIRS_AT_MOST = 64
 # every run is judged at the same levels, whatever it trains at
 EVEN = FlowConfig(video=LevelLaw(kind="uniform"), audio=LevelLaw(kind="uniform"), coupling="shared")
 
@@ -66,6 +72,48 @@ def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> D
     drawn = corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
     counted: dict[str, Any] = {m: replace(s, weight=s.weight * fits[:, None]) for m, s in drawn.clean.streams.items()}
     return replace(drawn, clean=replace(drawn.clean, **counted), tasks=(task,) * len(places))
+
+
+@torch.no_grad()
+def told_apart(
+    objective: Objective,
+    pairs: PairSource,
+    model: AVTransformer,
+    average: Average,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """`held_out_pairs/...`: what training logs of its own pairs, of the averaged weights and pairs of other prompts.
+
+    Pairs are learned by heart long before the last step; this tells whether anything else is learned.
+    """
+    context = config.parallel.context
+    reader, readers = accelerator.process_index // context, accelerator.num_processes // context
+    sums = torch.zeros(len(objective.notes), 2, device=model.device)
+    back = average.swapped(model)
+    try:
+        with uncompiled():
+            for looks, counts in shared(LOOKS * min(len(pairs.pairs), PAIRS_AT_MOST), reader, readers):
+                drawn = _drawn_alike(pairs, config, looks).to(model.device)
+                with config.autocast(model.device):
+                    learned = objective(model, drawn, Whole({}, drawn.clean.size, {}))
+                sums += counts * learned.notes
+    finally:
+        back()
+    named = zip(objective.notes, accelerator.reduce(sums, "sum").cpu().tolist(), strict=True)
+    means = {name: total / count for name, (total, count) in named if count > 0}
+    return {name.replace("preference/", "held_out_pairs/"): rounded(mean) for name, mean in means.items()}
+
+
+def _drawn_alike(pairs: PairSource, config: TrainConfig, looks: range) -> Draw:
+    """Look i is at pair i // LOOKS, at one of LOOKS even steps through the levels that are trained."""
+    asked = [look // LOOKS for look in looks for _ in range(2)]
+    places = [look for look in looks for _ in range(2)]
+    batch = pairs.batch([2 * pair + side for pair, side in zip(asked, (0, 1) * len(looks), strict=True)])
+    levels = (torch.tensor(places, dtype=torch.float64) % LOOKS + 0.5) / LOOKS
+    tasks = [NAMED[pairs.pairs[pair].task] for pair in asked]
+    together = replace(config.flow, coupling="shared")
+    return corrupt(batch, together, levels.expand(3, -1), config.seed, 0, places, tasks)
 
 
 def shared(clips: int, rank: int, ranks: int) -> list[tuple[range, bool]]:

@@ -16,16 +16,20 @@ from torch.utils._pytree import tree_leaves
 from avgen.data.stream import Share
 from avgen.flow import FlowConfig
 from avgen.models.dit import AVTransformer
+from avgen.prefer.pairs import ClipForm, Pair, Side
 from avgen.train.config import LoraConfig, OptimizerConfig, PreferenceConfig, ToyboxData
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.preference import Errors, Preference, frozen_copy, preference_loss
 from avgen.train.run import prepare, save
 from avgen.train.step import Whole, draw
+from avgen.train.validate import told_apart
 from avgen.types import Velocity
 from tests.models.factory import scatter
 from tests.train.factory import quiet
 from tests.train.pairs import NEVER, Pairs, config, order
 
+SIDE = Side("clip.mp4", 0, "", "", {})
+PAIR = Pair("0", "", "t2av", ClipForm(1.0, 8.0, 16, 16), SIDE, SIDE, ("video", "audio"), "metrics")
 CHOICES = [
     PreferenceConfig(),
     PreferenceConfig(margin="per_modality"),
@@ -202,6 +206,33 @@ def test_training_learns_to_tell_winners_from_losers(tmp_path, lora):
         held = {n.replace(".base_layer", ""): p for n, p in reference.state_dict().items() if "lora" not in n}
     begun = prepare(replace(settings, out=tmp_path / "other", lora=None)).model.state_dict()
     assert all(torch.equal(held[name], begun[name]) for name in begun)
+
+
+def test_held_out_pairs_are_told_apart_as_training_pairs_are(tmp_path):
+    """A model that learns one pair by heart tells that pair apart when it is held out too, and not the pairs of
+    other clips."""
+
+    class One(Pairs):
+        pairs = (PAIR,)
+
+        def batch(self, indices, at=None):
+            return super().batch([i % 2 for i in indices])
+
+    class Others(Pairs):
+        pairs = (PAIR,) * 30
+
+        def batch(self, indices, at=None):
+            return super().batch([i + 6 for i in indices])
+
+    settings = config(tmp_path, lora=None, steps=40, optimizer=OptimizerConfig(kind="adamw", lr=3e-4, warmup_steps=2))
+    run = train(settings, One(), One(), quiet(), order(settings), judges=One())
+    lines = [json.loads(line) for line in (settings.out / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "held_out_pairs/accuracy" in line][-1]
+    asked = run.model, run.average, run.config, run.accelerator
+    assert last["held_out_pairs/accuracy"] > 0.75
+    assert last["held_out_pairs/video/margin"] > 0
+    assert told_apart(run.objective, Others(), *asked)["held_out_pairs/accuracy"] < 0.7
+    assert told_apart(run.objective, One(), *asked) == told_apart(run.objective, One(), *asked)
 
 
 def test_accumulation_equals_the_big_batch(tmp_path):
