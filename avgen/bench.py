@@ -30,6 +30,10 @@ from avgen.rate import DTYPES, MATMUL_FLOPS, matmul, synchronize, timed
 from avgen.tasks import I2AV, T2AV, V2A, assign
 from avgen.types import Batch, Text, Velocity
 
+# keys of a plan that no timed step has
+PLANNED_ONLY = ("ragged", "ema", "optimizer_kind", "shard", "context", "device", "device_tflops", "efficiency", "sizes")
+PLANNED_ONLY += ("checkpointing",)  # checkpointings=[...] says it
+
 
 @dataclass(frozen=True)
 class BenchConfig(PlanConfig):
@@ -43,6 +47,14 @@ class BenchConfig(PlanConfig):
     repeats: int = 16  # steps timed
     profile: bool = False  # also print the operations that take most of a step
     out: Path | None = None  # a JSON lines file to add the figures to
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in PLANNED_ONLY:
+            if getattr(self, name) != getattr(PlanConfig, name):
+                raise ValueError(
+                    f"{name} means nothing to avgen bench, which times steps on this machine: leave it out"
+                )
 
 
 @dataclass(frozen=True)

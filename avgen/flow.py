@@ -132,10 +132,10 @@ def stream_loss(output: Tensor, clean: Stream, noisy: Stream, noise: Tensor, pre
 
 
 def losses(output: Velocity, clean: Batch, noisy: Batch, noise: Velocity, predict: str) -> dict[str, Loss]:
-    """Per modality that the batch has."""
+    """Per modality that the batch has, and the model a tower for."""
     found = {}
     for m in ("video", "audio"):
         out, data, x_t, eps = (getattr(source, m) for source in (output, clean, noisy, noise))
-        if data is not None:
+        if data is not None and out is not None:
             found[m] = stream_loss(out, data, x_t, eps, predict)
     return found

@@ -163,12 +163,13 @@ def origins(batch: Batch) -> Tensor:
     """(B,) float64: when each sample's clip starts; +-inf for a sample without tokens.
 
     Both streams of a clip start together, but a codec's priming moves its first token earlier, so the
-    later of the two first tokens tells the start better.
+    later of the two first tokens tells the start better. What the file lacks of a window is masked and counts: a
+    sound that begins late does not make the clip begin late.
     """
     starts = []
     for stream in (batch.video, batch.audio):
         if stream is not None:
-            first = stream.time[..., 0].masked_fill(~stream.mask(), torch.inf).amin(1)
+            first = stream.time[:, 0, 0]  # tokens lie in the order of their times, padding behind them
             starts.append(first.masked_fill(~stream.present, -torch.inf))
     return torch.stack(starts).amax(0)
 

@@ -18,6 +18,7 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -273,7 +274,7 @@ def clips_of(runs: Sequence[Run], headline: Sequence[str], beside: Path, budget:
                 row["src"] = f"data:{media};base64,{base64.b64encode(path.read_bytes()).decode()}"
                 row["timeline"] = timeline(path, line)
             else:
-                row["src"] = Path(os.path.relpath(path, beside.resolve())).as_posix()
+                row["src"] = quote(Path(os.path.relpath(path, beside.resolve())).as_posix())
             rows.append(row)
     return rows
 

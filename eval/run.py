@@ -18,6 +18,7 @@ from typing import Any
 
 from avgen import __version__
 from avgen.config import to_plain
+from eval import registry
 from eval.clips import Found, find_clips
 from eval.config import EvalConfig
 from eval.metric import SetMetric
@@ -51,6 +52,9 @@ class Plan:
 
 
 def planned(config: EvalConfig) -> Plan:
+    if wrong := sorted(set(config.weights) - {group.name for group in registry.GROUPS}):
+        known = ", ".join(group.name for group in registry.GROUPS)
+        raise ValueError(f"weights.{wrong[0]}: no group of metrics has that name; there are {known}")
     suite = read_suite(config.suite, config.prompts)
     found = find_clips(config.clips, suite)
     if config.limit is not None:

@@ -100,7 +100,8 @@ class ShapeBudget:
         if shape not in self.seen and len(self.seen) == self.max_shapes:
             raise ValueError(
                 f"a batch of a new shape would be number {self.max_shapes + 1}, but max_shapes={self.max_shapes}: "
-                f"each costs a compilation; read clips of fewer shapes, or set compile=false; the shape: {shape}"
+                "each costs a compilation; read clips of fewer shapes, raise compile_shapes (of avgen train), or set "
+                f"compile=false; the shape: {shape}"
             )
         self.seen.add(shape)
 

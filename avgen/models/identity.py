@@ -29,6 +29,12 @@ def fingerprint_of(label: str, weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def glance(weights: Mapping[str, Tensor], each: int = 4096) -> str:
+    """16 hex digits of the beginning of every weight: as good as all of it at telling two trainings apart, and done at
+    once however large the model."""
+    return fingerprint_of("glance", {name: value.detach().flatten()[:each] for name, value in weights.items()})
+
+
 def folder_mark(folder: Path) -> str:
     """16 hex digits of everything in a model's folder, as it lies there."""
     found = hashlib.sha256()

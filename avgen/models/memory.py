@@ -122,7 +122,7 @@ def stages(config: ModelConfig, batch: BatchShape, n: Numerics) -> list[StageByt
 def ends(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
     """What lies before the blocks and serves them all: captions, positions, levels, tokens in."""
     b, total = batch.samples, 0
-    lengths = {batch.text_tokens} if batch.audio_text_tokens is None else {batch.text_tokens, batch.audio_text_tokens}
+    lengths = [n for n in (batch.text_tokens, batch.audio_text_tokens) if n is not None]
     t = config.text
     if t.kind == "bytes":  # per layer: two norms, q k v, attention twice (masked), MLP
         layer = t.width * (2 * 4 + 15 * n.act) + 4 * t.heads

@@ -111,7 +111,7 @@ class Survey:
             "at": round(time.time()),
         }
         append_line(self.path, line)
-        self.answers.append(line)
+        self.answers = whole_lines(self.path)  # others may be answering too
         self.write_pairs()
 
     def write_pairs(self) -> None:

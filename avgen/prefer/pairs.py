@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -83,7 +84,7 @@ def generated(task: str) -> tuple[Modality, ...]:
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     """Whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # people who label write it at the same time
     draft.write_text("".join(json.dumps(to_plain(pair), allow_nan=False) + "\n" for pair in pairs), encoding="utf-8")
     draft.replace(path)
 

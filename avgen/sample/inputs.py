@@ -182,7 +182,7 @@ def read_picture(path: Path, form: Form, notes: list[str]) -> tuple[np.ndarray, 
         f" {length:.4g} s -> {form.width}x{form.height} at {form.fps:g} fps, {form.duration_s:g} s"
         + _trimmed(length, form)
     )
-    return window.clip.video, real_s
+    return window.clip.video, told_s(real_s, length, form)
 
 
 def read_sound(path: Path, form: Form, sound: AudioGeometry, notes: list[str]) -> tuple[np.ndarray, float]:
@@ -199,7 +199,12 @@ def read_sound(path: Path, form: Form, sound: AudioGeometry, notes: list[str]) -
         f"{path}: sound at {info.audio.sample_rate_hz} Hz, {length:.4g} s -> {rate} Hz,"
         f" {form.duration_s:g} s{_trimmed(length, form)}{'' if wave.any() else '; it is silent throughout'}"
     )
-    return wave, end_of(window.audio_real) / rate
+    return wave, told_s(end_of(window.audio_real) / rate, length, form)
+
+
+def told_s(real_s: float, length_s: float, form: Form) -> float:
+    """How long what is given lasts; of what fills the clip no more was read, so there the file is believed."""
+    return max(real_s, length_s) if real_s >= form.duration_s else real_s
 
 
 def end_of(real: Sequence[tuple[int, int]]) -> int:
@@ -235,7 +240,10 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
     """Requests of a txt, csv or jsonl file (columns: COLUMNS); paths in it are relative to it."""
     if not path.is_file():
         raise ValueError(f"prompts={path}: no such file")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts={path} is not UTF-8: {error}; save it as UTF-8") from error
     kind = path.suffix.lower()
     if kind == ".txt":
         rows: list[dict[str, Any]] = [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
@@ -266,6 +274,8 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _request(path: Path, number: int, row: dict[str, Any], defaults: Request) -> Request:
+    if None in row:
+        raise ValueError(f"prompts={path}, row {number}: has more cells than the header; put quotes around commas")
     unknown = [str(name) for name in row if name not in COLUMNS]
     if unknown:
         raise ValueError(f"prompts={path}, row {number}: no column {unknown[0]!r}; known: {', '.join(COLUMNS)}")

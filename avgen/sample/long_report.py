@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     with Progress(console=console) as bar:
         doing = bar.add_task("long clips", total=config.clips)
         clips = long_clips(pipeline, form, config, lambda count: bar.advance(doing, count))
-        longer = Toybox(replace(config.world, duration_s=form.duration_s), "test", config.seed)
+        longer = Toybox(replace(config.world, **form_of(pipeline, form)), "test", config.seed)
         real = [pipeline.through_codecs(longer[i].clip) for i in bar.track(range(min(config.clips, 20)))]
     found = report(clips, real, trained.duration_s, config.seed)
     for what, value in lines(found):
@@ -184,6 +184,11 @@ def main(argv: list[str] | None = None) -> int:
     config.out.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
     console.print(f"figures are in [bold]{config.out}[/bold]")
     return 0
+
+
+def form_of(pipeline: AVPipeline, form: Form) -> dict[str, Any]:
+    """Real clips measure what made ones do: the reader is as strict as their frames are long."""
+    return asdict(form) | {"sample_rate_hz": pipeline.audio_codec.geometry.sample_rate_hz}
 
 
 if __name__ == "__main__":

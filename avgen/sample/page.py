@@ -104,7 +104,7 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                 with gr.Group(visible=False) as hole:
                     with gr.Row():
                         hole_from = gr.Textbox(label="Anew from (s)", placeholder="0", min_width=140)
-                        hole_to = gr.Textbox(label="to (s)", placeholder="all of it", min_width=140)
+                        hole_to = gr.Textbox(label="to (s)", min_width=140)
                     remake = gr.Radio(["both", "video", "audio"], value="both", label="Which part of it")
                 with gr.Row():
                     # a number field would show 0 where nothing is asked for
@@ -174,9 +174,10 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                 if missing := sorted(needed - set(taken)):
                     raise ValueError(f"{TASKS[name]} needs {' and '.join(WANTED[kind] for kind in missing)}")
                 guidance = config.guidance
-                guidance = replace(
-                    guidance, video=replace(guidance.video, text=weight), audio=replace(guidance.audio, text=weight)
-                )
+                if weight != guidance.video.text:  # moved: until then the sound's weight is the configured one
+                    guidance = replace(
+                        guidance, video=replace(guidance.video, text=weight), audio=replace(guidance.audio, text=weight)
+                    )
                 sample = SampleConfig(
                     model=config.model,
                     task=name,
@@ -211,10 +212,14 @@ def edit_of(task: str, begin: str, end: str, which: str) -> Edit:
         return Edit()
     first, last = seconds("Anew from", begin), seconds("to", end)
     if first is None and last is None:
+        if which == "both":
+            raise ValueError(
+                "say from when to when to make it anew, or choose video or audio alone for all of the clip"
+            )
         return Edit(remake=which)
-    if first is None or last is None:
-        raise ValueError("give both ends of the part to make anew, or neither for all of the clip")
-    return Edit(remake=which, hole_s=(first, last))
+    if last is None:
+        raise ValueError("say where the part to make anew ends")
+    return Edit(remake=which, hole_s=(first or 0.0, last))
 
 
 def seconds(field: str, words: str) -> float | None:

@@ -86,4 +86,5 @@ def part(stream: Stream, x: Tensor, known: Tensor, at: Tensor, start_s: float) -
         None if stream.place is None else stream.place[:, at],
         stream.extent,
     )
+    cut = replace(cut, valid=None if stream.valid is None else stream.valid[:, at])
     return cut.give(known[:, at]) if bool(known[:, at].any()) else cut

@@ -24,17 +24,23 @@ def suffix(made: Made) -> str:
 def write_made(path: Path, made: Made, comment: str) -> str:
     """Write the clip; says what became of the given stream, "" where there was none."""
     picture_given, sound_given = whole(made.given.task)
-    source = made.request.video if picture_given else made.request.audio if sound_given else None
+    request = made.request
+    source = request.video if picture_given else (request.audio or request.video) if sound_given else None
     if source is None or (picture_given and sound_given):
         write_clip(path, made.clip, comment=comment)
         return ""
     kind = "picture" if picture_given else "sound"
     obstacle = why_not_copied(source, kind, made.clip)
     clip = made.clip
-    if obstacle:
-        if kind == "picture":  # at least at the file's own size and rate
+    if obstacle:  # at least at the file's own size and rate
+        if kind == "picture":
             own = read_clip(source, 0, clip.video_duration_s, video=True, audio=False).clip
             clip = replace(clip, video=own.video, fps=own.fps)
+        else:
+            own = read_clip(
+                source, 0, clip.audio_duration_s, video=False, audio=True, channels=channels_of(source)
+            ).clip
+            clip = replace(clip, audio=own.audio, sample_rate_hz=own.sample_rate_hz)
         write_clip(path, clip, comment=comment)
         return f"{kind} of {source} encoded anew: {obstacle}"
     partial = path.with_name(f".{path.stem}.{os.getpid()}.made{path.suffix}")
@@ -66,6 +72,13 @@ def why_not_copied(source: Path, kind: str, clip: Clip) -> str:
     return ""
 
 
+def channels_of(source: Path) -> int:
+    """Of its sound, as every player plays it: more than two are mixed."""
+    sound = probe(source).audio
+    assert sound is not None
+    return min(sound.channels, 2)
+
+
 def join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
     """One mp4 of a stream of `source` and the other stream of `other`, packets untouched, picture first.
 
@@ -82,16 +95,18 @@ def join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
 def _join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
     import av
 
+    # file:, or what stands before a colon in a name is taken for a protocol
     with (
-        av.open(str(source)) as given,
-        av.open(str(other)) as made,
-        av.open(str(out), "w", format="mp4", options={"movflags": "+faststart"}) as target,
+        av.open(f"file:{source}") as given,
+        av.open(f"file:{other}") as made,
+        av.open(f"file:{out}", "w", format="mp4", options={"movflags": "+faststart"}) as target,
     ):
         target.metadata["comment"] = comment
         copied = given.streams.video[0] if kind == "picture" else given.streams.audio[0]
         ours = made.streams.audio[0] if kind == "picture" else made.streams.video[0]
         order = [copied, ours] if kind == "picture" else [ours, copied]
-        streams = {id(s): target.add_stream_from_template(s) for s in order}
+        # opaque: the template is that of a decoder, and not every decoder has an encoder of its name
+        streams = {id(s): target.add_stream_from_template(s, opaque=s is copied) for s in order}
         packets = []
         for container, stream in ((given, copied), (made, ours)):
             for packet in container.demux(stream):

@@ -23,6 +23,7 @@ from avgen.config import ConfigError
 from avgen.data.stream import Source
 from avgen.models.dit import AVTransformer
 from avgen.sample.folder import config_of
+from avgen.train.config import ParallelConfig
 from avgen.train.data import reading
 from avgen.train.optim import Average
 from avgen.train.record import RECORD
@@ -66,7 +67,7 @@ class Difference(NamedTuple):
 
 def losses(folder: Path, held_out: Source, clips: int, tasks: Sequence[str]) -> Losses:
     """Of a run's exported model: its averaged weights."""
-    config = replace(config_of(folder), validation_clips=clips)
+    config = replace(config_of(folder), validation_clips=clips, parallel=ParallelConfig())
     if list(tasks) != config.task_names:
         raise ConfigError("ours", f"{folder} was trained at {config.task_names}, the run that judges at {list(tasks)}")
     accelerator = Accelerator(cpu=not torch.cuda.is_available())

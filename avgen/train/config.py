@@ -19,7 +19,7 @@ from avgen.flow import FlowConfig
 from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
 from avgen.sample.solvers import SolverConfig
-from avgen.tasks import TRAINABLE
+from avgen.tasks import TRAINABLE, in_training
 from avgen.types import AudioGeometry, VideoGeometry
 
 
@@ -403,6 +403,7 @@ class TrainConfig:
     # on a CPU that multiplies that faster
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False  # torch.compile every block; wants a C++ compiler on the CPU
+    compile_shapes: int = 8  # most shapes of batches, each of which costs a compilation; one more ends the run
     checkpointing: Checkpointing = "none"  # activations: kept, computed again, or computed again but for attention
     ema_decay: float = 0.999  # of the averaged weights that are evaluated and exported
     seed: int = 0  # of data, noise, levels, tasks and initial weights
@@ -434,6 +435,11 @@ class TrainConfig:
         self.check_preference()
         check_tasks(self.tasks)
         ends = [stage.until_step for stage in self.task_stages]
+        for name in self.task_names:
+            task = in_training(name, head_s=1.0)
+            for m in ("video", "audio"):
+                if getattr(task, m) is not None and m not in self.model.towers:
+                    raise ValueError(f"task {name} of tasks= has {m}, but model.{m} is null: choose t2v or t2a")
         if any(after <= before for before, after in zip([0, *ends], ends, strict=False)):
             raise ValueError(f"task_stages end at {ends}: until_step must be positive and rise from stage to stage")
         if ends and ends[-1] >= self.steps:

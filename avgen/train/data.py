@@ -77,11 +77,12 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
     else:
         held_out = Rows(source, tuple(away))
         named = f"held_out_share={data.held_out_share} of {data.path}"
-    if len(held_out.indices) < config.validation_clips:
+    key, asked = most_shown(config)
+    if len(held_out.indices) < asked:
         raise ConfigError(
-            "validation_clips",
-            f"{config.validation_clips} windows are asked for, but {named} holds {len(held_out.indices)}: lower "
-            "validation_clips, or raise data.held_out_share",
+            key,
+            f"{asked} windows are asked for, but {named} holds {len(held_out.indices)}: lower {key}, or raise "
+            "data.held_out_share",
         )
     # what is read decides, not where it lies: a store may be moved between two legs of a run
     go_on_with(config, "data.path", "the stores", [part.store.fingerprint for part in parts])
@@ -109,17 +110,24 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     away = {pair.prompt for pair in pairs if uniform_of("held-out pairs", pair.prompt) < data.held_out_share}
     read = tuple(pair for pair in pairs if pair.prompt not in away)
     judges = in_rounds([pair for pair in pairs if pair.prompt in away])
-    if len(judges) < config.validation_clips or not read:
+    key, asked = most_shown(config)
+    if len(judges) < asked or not read:
         raise ConfigError(
-            "validation_clips",
-            f"{config.validation_clips} clips are asked for, but held_out_share={data.held_out_share} of {data.pairs} "
-            f"leaves {len(judges)} pairs to judge by and {len(read)} to read: lower validation_clips, or mine more",
+            key,
+            f"{asked} clips are asked for, but held_out_share={data.held_out_share} of {data.pairs} leaves "
+            f"{len(judges)} pairs to judge by and {len(read)} to read: lower {key}, or mine more",
         )
     # what is read together is of one shape; how many tokens that makes is of no concern without a budget
     buckets, _ = grouped([shape_of(pair) for pair in read], lambda shape: 1)
     order = Couples(Schedule(buckets, config.batch // 2, seed=config.seed))
     codecs = pipeline.video_codec.cpu(), pipeline.audio_codec.cpu()  # type: ignore[attr-defined]
     return Reading(PairSource(read, latents), order, Winners(judges, latents), codecs, PairSource(judges, latents))
+
+
+def most_shown(config: TrainConfig) -> tuple[str, int]:
+    """How many held-out clips are needed, and the key that says so."""
+    shown = config.samples.clips if config.samples.every else 0
+    return max(("validation_clips", config.validation_clips), ("samples.clips", shown), key=lambda asked: asked[1])
 
 
 def in_rounds(pairs: Sequence[Pair]) -> tuple[Pair, ...]:

@@ -5,6 +5,7 @@ The recipe says what a step holds; the rest is the plan of one forward pass, tim
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -29,7 +30,7 @@ from avgen.plan import (
     rate_of,
 )
 from avgen.rate import faster_precision
-from avgen.tasks import NOTHING, in_training
+from avgen.tasks import in_training
 from avgen.train.config import TrainConfig
 
 EXAMPLES = (
@@ -80,8 +81,11 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
     """One per shape of the recipe's clips."""
     config = given.settled(config)
     tasks = [in_training(name, head_s=1.0) for name in config.task_names]
-    partial = any(stream not in (None, NOTHING) for task in tasks for stream in (task.video, task.audio))
     data = config.data
+    if config.parallel.strategy == "hsdp" and config.parallel.shard is None and "LOCAL_WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "parallel.shard", "hsdp cuts within a node, and nothing says how many devices one has: give it"
+        )
     _, shard = config.parallel.mesh(given.processes)
     found = []
     video_codec, audio_codec = data.geometries
@@ -96,7 +100,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
             video_codec=video_codec,
             audio_codec=audio_codec,
             caption_tokens=given.caption_tokens,
-            levels=2 if partial else 1,
+            levels=2,  # in training every stream has one for given tokens, whether or not there are any
             ragged=data.ragged or any(None in (task.video, task.audio) for task in tasks),
             dtype=config.products,
             checkpointing=config.checkpointing,

@@ -51,7 +51,8 @@ def train(
     held_before = record.held_bytes()
     run = prepare(config)
     config = run.config
-    record.begin(config, run.accelerator)
+    if run.step < config.steps or not (config.out / record.RECORD).exists():
+        record.begin(config, run.accelerator)  # of a run that is over, what was measured stays
     share = Share(config.batch, config.accumulate, run.processes.reader, run.processes.readers)
     if config.preference is not None and config.batch % (2 * share.ranks * share.accumulate):
         raise ConfigError(
@@ -74,6 +75,7 @@ def train(
             # asked once: a signal that comes after this lets one more step be taken, and saved
             last, stopping = run.step == config.steps, run.stopping
             log_due, validation_due = (last or run.step % n == 0 for n in (config.log_every, config.validate_every))
+            log_due = log_due or stopping  # whoever goes on begins with an empty meter
             save_due = save_due or run.step % config.save_every == 0 or last or stopping
             if log_due or save_due:
                 seen = run.meter.read(run.accelerator)

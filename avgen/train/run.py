@@ -10,8 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from avgen.config import fingerprint
+from avgen.models.attention import choose
 from avgen.models.cost import PARTS
 from avgen.models.dit import AVTransformer
+from avgen.models.identity import glance
 from avgen.models.lora import add_lora, save_lora
 from avgen.rate import faster_precision
 from avgen.train import checkpoint
@@ -42,6 +44,7 @@ class Run:
     guard: Guard
     balance: Balance
     objective: Objective
+    beneath: str  # fingerprint of the weights that adapters lie over; "" without adapters
     step: int = 0  # optimiser steps done
     asked_to_stop: bool = False  # this process was
     stopping: bool = False  # all processes agreed to, at the same step
@@ -62,10 +65,9 @@ class Run:
     def about(self) -> checkpoint.About:
         config, scale = self.config, self.loss_scale
         # which tensors there are, and what they go on from
-        beside = config.lora is not None or config.preference is not None
-        start, optimizer = config.start if beside else None, config.optimizer
+        start, optimizer = config.start if config.preference is not None else None, config.optimizer
         still = [name for name in PARTS if optimizer.scale.of(name) == 0]
-        made_of = fingerprint((config.model, config.lora, start, optimizer.kind, still))
+        made_of = fingerprint((config.model, config.lora, self.beneath, start, optimizer.kind, still))
         value = scale.value if scale.on else None
         return checkpoint.About(self.step, made_of, self.processes.count, value, scale.clean_steps)
 
@@ -73,8 +75,8 @@ class Run:
         about = checkpoint.about(path)
         if about.fingerprint != self.about().fingerprint:
             raise ValueError(
-                f"the checkpoint in {path} was begun with another model, lora, start, optimizer.kind or set of parts at"
-                " optimizer.scale 0: give those again, or another out="
+                f"the checkpoint in {path} was begun with another model, lora, start (or what lies there now),"
+                " optimizer.kind or set of parts at optimizer.scale 0: give those again, or another out="
             )
         checkpoint.load(path, self.state(), self.processes.host)
         self.step = about.step
@@ -105,11 +107,13 @@ def prepare(config: TrainConfig) -> Run:
     processes = Processes.of(accelerator, config.parallel.context)
     if not config.settled:
         config = config.settle(processes.agreed(faster_precision(accelerator.device)))
+    choose(config.model.attention, accelerator.device)
     model = built(config)
+    beneath = "" if config.lora is None else glance({n: p for n, p in model.named_parameters() if "lora_" not in n})
     model.set_checkpointing(config.checkpointing)
     wrapped = spread(model, config.parallel, accelerator, config.half)
     if config.compile:
-        model.compile_blocks()
+        model.compile_blocks(config.compile_shapes)
     objective = objective_of(config, model, accelerator)
     folder = config.out / "checkpoints"
     run = Run(
@@ -126,6 +130,7 @@ def prepare(config: TrainConfig) -> Run:
         Guard(config.guard, accelerator.device),
         Balance(config.balance, accelerator.device),
         objective,
+        beneath,
     )
     saved = processes.agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), ""))
     if saved:
@@ -143,7 +148,7 @@ def objective_of(config: TrainConfig, model: AVTransformer, accelerator: Acceler
     copy = built(config).requires_grad_(False)
     shared = spread(copy, config.parallel, accelerator, config.half)
     if config.compile:
-        copy.compile_blocks()
+        copy.compile_blocks(config.compile_shapes)
     return Preference(config.preference, config.flow, frozen_copy(shared))
 
 

@@ -14,7 +14,7 @@ from avgen.models.architecture import ModelConfig
 from avgen.rng import noise_like, uniforms
 from avgen.tasks import HEAD, SLACK, Task, assign, fitting, in_training, lengths
 from avgen.train.config import TrainConfig
-from avgen.types import Batch, Stream, Velocity
+from avgen.types import Batch, Stream, Text, Velocity
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,28 @@ def draw(batch: Batch, config: TrainConfig, step: int, places: Sequence[int]) ->
     seed = config.seed
     places = [place // config.drawn_alike for place in places]
     tasks = drawn_tasks(config, batch, step, places)
-    batch = with_every_stream(assign(batch, tasks), config.model)
+    # first, because a task may do without the only stream of these clips; and after it, which leaves streams out
+    batch = with_every_stream(assign(with_every_stream(batch, config.model), tasks), config.model)
+    batch = in_two_levels(batch, config.model)
     batch = drop_captions(batch, config.caption_dropout, uniforms(2, seed, "caption", step, places))
     return corrupt(batch, config.flow, uniforms(3, seed, "level", step, places), seed, step, places, tasks)
 
 
 def with_every_stream(batch: Batch, model: ModelConfig) -> Batch:
-    """A stream that no sample has, but the model has a tower for, as one token that is not real; and in each a level
-    for given tokens, whether or not there are any.
+    """A stream that no sample has, but the model has a tower for, as one token that is not real.
 
     Then every weight has a gradient, if only zero, whatever tasks a process drew: processes that add up gradients
-    must agree on which there are. And compiled code meets one shape: every other costs half a minute of compilation.
+    must agree on which there are.
     """
-    for m, tower in model.towers.items():
-        stream = getattr(batch, m)
-        if stream is None:
-            stream = absent_stream(batch, m, tower.channels)
-        elif stream.levels.shape[1] == 1:
-            stream = stream.give(torch.zeros_like(stream.slot, dtype=torch.bool))
-        batch = replace(batch, video=stream) if m == "video" else replace(batch, audio=stream)
-    return batch
+    missing = {m: tower.channels for m, tower in model.towers.items() if getattr(batch, m) is None}
+    return replace(batch, **{m: absent_stream(batch, m, channels) for m, channels in missing.items()})
+
+
+def in_two_levels(batch: Batch, model: ModelConfig) -> Batch:
+    """Each stream with a level for given tokens, whether or not there are any: compiled code then meets one shape, and
+    every other costs half a minute of compilation."""
+    plain = {m: s for m in model.towers if (s := getattr(batch, m)).levels.shape[1] == 1}
+    return replace(batch, **{m: s.give(torch.zeros_like(s.slot, dtype=torch.bool)) for m, s in plain.items()})
 
 
 def absent_stream(batch: Batch, modality: str, channels: int) -> Stream:
@@ -64,7 +66,7 @@ def absent_stream(batch: Batch, modality: str, channels: int) -> Stream:
     stream = Stream.of(torch.zeros(count, 1, channels), torch.zeros(count, 1, 2, dtype=torch.float64))
     if modality == "video":
         stream = replace(stream, place=torch.zeros(count, 1, 2), extent=torch.ones(count, 2))
-    return replace(stream.give(torch.ones(count, 1, dtype=torch.bool)), valid=torch.zeros(count, 1, dtype=torch.bool))
+    return stream.keep(torch.zeros(count, 1, dtype=torch.bool))
 
 
 def drawn_tasks(config: TrainConfig, batch: Batch, step: int, places: Sequence[int]) -> list[Task]:
@@ -95,12 +97,15 @@ def heads_s(config: TrainConfig, batch: Batch, step: int, places: Sequence[int])
 
 
 def drop_captions(batch: Batch, share: float, u: Tensor) -> Batch:
-    """Each modality's caption is dropped on its own; one that serves both is dropped for both."""
-    video = replace(batch.video_text, dropped=(u[0] < share).to(batch.video_text.x.device))
+    """Each modality's caption is dropped on its own; one that serves both is dropped for both; none is brought back."""
+    video = dropped(batch.video_text, u[0] < share)
     if batch.audio_text is batch.video_text:
         return replace(batch, video_text=video, audio_text=video)
-    audio = replace(batch.audio_text, dropped=(u[1] < share).to(batch.audio_text.x.device))
-    return replace(batch, video_text=video, audio_text=audio)
+    return replace(batch, video_text=video, audio_text=dropped(batch.audio_text, u[1] < share))
+
+
+def dropped(text: Text, rows: Tensor) -> Text:
+    return replace(text, dropped=text.dropped | rows.to(text.x.device))
 
 
 def corrupt(

@@ -17,7 +17,7 @@ from avgen.tasks import NAMED, assign, fitting, shown
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
-from avgen.train.step import Draw, Objective, Whole, corrupt, step_losses
+from avgen.train.step import Draw, Objective, Whole, corrupt, step_losses, with_every_stream
 
 if TYPE_CHECKING:
     from avgen.prefer.source import PairSource
@@ -65,7 +65,7 @@ def _table(
 
 def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> Draw:
     """The clips at the task; those that lack a stream for it pass at t2av, which takes any, and don't count."""
-    batch = held_out.batch(list(places))
+    batch = with_every_stream(held_out.batch(list(places)), config.model)
     fits = fitting(task, batch)
     tasks = shown([task if fit else "t2av" for fit in fits.tolist()], batch)
     levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips

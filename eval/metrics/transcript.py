@@ -29,7 +29,9 @@ def metrics(setup: Setup) -> Sequence[Metric]:
             " without punctuation; may exceed 1. Where silero-vad hears no speech the transcript is empty."
         )
         return Measure(
-            Definition(f"whisper.{name}", says, "", "lower", needs=needs, parameters=dict(whisper.source.parameters)),
+            Definition(
+                f"whisper.{name}", says, "", "lower", 2, needs=needs, parameters=dict(whisper.source.parameters)
+            ),
             whisper.errors(units),
         )
 
@@ -68,8 +70,10 @@ class Whisper:
 
 
 def plain(text: str) -> str:
-    """Letters and digits of any script, in lower case, one space between words."""
-    kept = "".join(c if unicodedata.category(c)[0] in "LNM" or c == "'" else " " for c in text.lower())
+    """Letters and digits of any script and apostrophes inside words, in lower case, one space between words."""
+    text = re.sub("[\u2018\u2019\u02bc]", "'", text.lower())
+    kept = "".join(c if unicodedata.category(c)[0] in "LNM" or c == "'" else " " for c in text)
+    kept = re.sub(r"(?<!\w)'|'(?!\w)", " ", kept)
     return re.sub(r"\s+", " ", kept).strip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from avgen.data.doctor.measure import Measures, measure
 from avgen.data.doctor.report import strip_of
 from avgen.data.doctor.rules import CaptionCommon, Duplicate, Rules
 from avgen.data.manifest import Captions, Record, read_manifest, write_manifest
-from avgen.data.media import read_clip, write_clip
+from avgen.data.media import read_clip, write_clip, write_wav
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.types import Clip
 from tests.data.fates import fate
@@ -132,6 +133,30 @@ def test_what_cannot_be_decoded_is_unreadable(tmp_path, how):
     broken = found(tmp_path / "c.mp4")
     assert set(broken) == {"unreadable"}
     assert str(tmp_path / "c.mp4") in broken["unreadable"]
+
+
+def test_a_sound_that_is_no_number_costs_its_clip_alone(tmp_path):
+    write_clip(tmp_path / "c.mp4", lively())
+    wave = lively().audio
+    wave[0, 1000] = np.nan
+    write_wav(tmp_path / "s.wav", wave, 16000, bits=32)
+    assert "NaN" in found(tmp_path / "c.mp4", audio_path=tmp_path / "s.wav")["unreadable"]
+    if os.geteuid():  # root may read everything
+        (tmp_path / "c.mp4").chmod(0)
+        assert set(found(tmp_path / "c.mp4")) == {"unreadable"}
+
+
+def test_a_header_that_promises_nothing_breaks_no_promise(tmp_path):
+    """Of live recordings: no length in the header, and the row says where the clip ends."""
+    write_clip(tmp_path / "c.mp4", lively())
+    for name, form in (("c.ts", {"format": "mpegts"}), ("c.mkv", {"format": "matroska", "options": {"live": "1"}})):
+        with av.open(str(tmp_path / "c.mp4")) as source, av.open(str(tmp_path / name), "w", **form) as out:
+            streams = {s.index: out.add_stream_from_template(s) for s in source.streams}
+            for packet in source.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream.index]
+                    out.mux(packet)
+        assert "unreadable" not in found(tmp_path / name, end_s=4.5), name
 
 
 def test_a_window_is_judged_by_itself(tmp_path):
@@ -291,6 +316,15 @@ def test_the_command_reports_drops_with_reasons_and_resumes(collection, capsys, 
 
 def decoded_again(*_: object) -> Measures:
     raise AssertionError("measured although it had been before")
+
+
+def test_a_dropped_clip_is_not_the_copy_that_is_kept(tmp_path):
+    write_clip(tmp_path / "large.mp4", lively())
+    write_clip(tmp_path / "small.mp4", read_clip(tmp_path / "large.mp4", size=(24, 32)).clip, crf=28)
+    (tmp_path / "clips.csv").write_text("path,caption\nlarge.mp4,\nsmall.mp4,a wave\n")
+    words = [f"manifest={tmp_path / 'clips.csv'}", "rules.caption_missing.action=drop", "workers=1"]
+    main(words)
+    assert (tmp_path / "clips.doctor" / "clean.csv").read_text().splitlines()[1:] == ["small.mp4,a wave"]
 
 
 def test_a_folder_of_good_clips_ends_with_0_and_stays_as_it_is(tmp_path, capsys):

@@ -19,7 +19,7 @@ import torch
 from avgen.config import ConfigError
 from avgen.data.encode import features
 from avgen.data.manifest import read_manifest
-from avgen.data.media import read_clip, write_clip
+from avgen.data.media import read_clip, write_clip, write_wav
 from avgen.data.prepare import Place, PrepareConfig, main, prepare
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.store_source import StoreSource
@@ -303,3 +303,18 @@ def test_the_toybox_through_files_is_the_toybox_in_memory(clips, tmp_path):
         assert torch.equal(other.time, stream.time)
         assert torch.corrcoef(torch.stack([other.x.flatten(), stream.x.flatten()]))[0, 1] > 0.95
         assert torch.corrcoef(torch.stack([other.x.flatten(), stream.x.roll(1, 0).flatten()]))[0, 1] < 0.9
+
+
+def test_a_window_past_the_end_of_its_own_sound_file_has_no_sound_there(clips, tmp_path):
+    item = Toybox(WORLD)[0]
+    write_clip(tmp_path / "picture.mp4", replace(item.clip, audio=None, sample_rate_hz=None))
+    write_wav(tmp_path / "sound.wav", item.clip.audio[:, :4000], 8000)  # half a second of one and a half
+    line = {"path": "picture.mp4", "audio_path": "sound.wav", "caption": item.caption}
+    (tmp_path / "clips.jsonl").write_text(json.dumps(line) + "\n")
+    rule = WindowRule((WindowShape(16, 16, 8.0, 0.5),), choose="all", every_s=0.5)
+    config = settings(clips, tmp_path / "store", manifest=tmp_path / "clips.jsonl", windows=rule)
+    assert prepare(config, quiet(), Place()) == 0
+    store = Store.open(tmp_path / "store")
+    assert store.totals.rows == 3
+    masks = StoreSource((store,)).batch([0, 1, 2]).audio.mask().any(1)
+    assert masks.tolist() == [True, False, False]

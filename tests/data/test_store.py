@@ -15,6 +15,8 @@ from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.store_source import Part, StoreSource, held_out, mixed
 from avgen.data.store_write import Digest, Notes, StoreWriter, content_of
 from avgen.data.stream import At
+from avgen.tasks import I2AV, assign, lengths
+from avgen.train.step import drop_captions
 from tests.data.store_factory import AUDIO, BLIND, BOTH, MUTE, VIDEO, WIDE, batches, header, row, write_store
 
 SHAPES = (BOTH, WIDE, MUTE, BLIND)
@@ -92,6 +94,27 @@ def test_what_the_file_does_not_hold_is_masked(tmp_path):
     assert torch.equal(batch.video.mask()[0], batch.video.time[0].mean(-1) >= 0.25)
     assert batch.audio.mask()[1].all()
     assert torch.equal(batch.audio.weight, batch.audio.mask().float())
+
+
+def test_a_clip_whose_sound_begins_late_begins_with_its_window(tmp_path):
+    """The first frame is given, not that on screen when the sound begins."""
+    head = header()
+    late = json.dumps({"audio": [[0.6, 1.0]]})
+    store = write_store(tmp_path / "s", head, [row(head, 0, real=late), row(head, 1)])
+    batch = StoreSource((store,)).batch([0, 1])
+    assert not batch.audio.mask()[0, 0]
+    given = assign(batch, [I2AV, I2AV]).video
+    assert torch.equal(given.level[0], given.level[1])
+    assert torch.equal(lengths(batch)[0], lengths(batch)[1])
+
+
+def test_an_empty_caption_is_none_as_in_sampling(tmp_path):
+    head = header()
+    rows = [row(head, i, captions=json.dumps(said)) for i, said in enumerate((["a"], [" "], []))]
+    source = StoreSource((write_store(tmp_path / "s", head, rows),))
+    assert source.batch([0, 1, 2]).video_text.dropped.tolist() == [False, True, True]
+    drawn = drop_captions(source.batch([0, 1, 2]), 0.0, torch.full((2, 3), 0.5))
+    assert drawn.video_text.dropped.tolist() == [False, True, True]
 
 
 def test_one_of_several_captions_is_drawn_and_the_first_is_held_out(tmp_path):

@@ -208,6 +208,13 @@ def test_words_are_compared_without_case_and_punctuation() -> None:
     assert transcript.plain("Hello,  WORLD! It's 5 o'clock.") == "hello world it's 5 o'clock"
 
 
+@pytest.mark.parametrize(
+    "said", ["I don\u2019t know", "'I don't know'", "\u2018I don\u2019t know\u2019", "i don't know."]
+)
+def test_apostrophes_inside_words_are_kept_and_quotes_are_not(said: str) -> None:
+    assert transcript.plain(said) == "i don't know"
+
+
 def test_whisper_runs_on_speech_and_is_not_asked_of_silence(
     weights: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

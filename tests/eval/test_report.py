@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_media_are_embedded_only_as_far_as_asked(runs: tuple[Path, Path]) -> Non
     data = data_of(write_report(ReportConfig(runs=runs, embed_mb=0, out=out)))
     sources = [clip["src"] for clip in data["clips"] if "src" in clip]
     assert len(sources) == 2 * CLIPS - 1
-    assert all((out.parent / src).is_file() for src in sources)
+    assert all((out.parent / unquote(src)).is_file() for src in sources)
 
 
 def test_a_prompt_cannot_break_the_page(runs: tuple[Path, Path], tmp_path: Path, one_browser: Any) -> None:

@@ -225,6 +225,11 @@ def test_killed_and_started_again_it_writes_the_same_bytes(toys: Path, whole: Pa
     assert without_cost(cut) == without_cost(whole)
 
 
+def test_weights_of_no_group_are_refused(toys: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weights.clpi: no group of metrics has that name; there are .*clip"):
+        run.planned(config(toys, tmp_path / "out", weights={"clpi": "folder"}))
+
+
 def test_ranks_share_the_clips(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank fills its part of the cache; what rank 0 then writes is what one process writes."""
     whole, parts = (

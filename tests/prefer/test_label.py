@@ -68,6 +68,15 @@ def test_answers_go_on_where_they_stopped_and_become_pairs(tmp_path):
     assert len(Survey(LabelConfig(tmp_path / "pairs", "bob", tmp_path / "out")).open) == 4
 
 
+def test_two_people_who_answer_at_once_lose_nothing_of_each_other(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    ann, bob = (Survey(LabelConfig(tmp_path / "pairs", name, tmp_path / "out")) for name in ("ann", "bob"))
+    for survey in (ann, bob, ann):
+        survey.answer(survey.open[0].number, "a", 1.0)
+    assert sorted(pair.by for pair in read_pairs(tmp_path / "out")) == ["ann", "ann", "bob"]
+    assert len(ann.open) == 2
+
+
 def test_a_line_that_a_kill_cut_short_costs_no_other(tmp_path):
     pairs_in(tmp_path / "pairs")
     config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")

@@ -14,6 +14,7 @@ from PIL import Image
 from avgen.__main__ import main
 from avgen.data.media import probe
 from avgen.sample.config import SampleConfig
+from avgen.sample.inputs import Edit
 from avgen.sample.jobs import read_manifest
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.studio import SHEET_WIDTH, Studio
@@ -47,6 +48,26 @@ def test_a_clip_comes_with_its_sheet_and_its_line_and_is_made_once(pipe, asked):
     assert studio.make(replace(asked, seed=1)).clip != first.clip
     first.clip.unlink()
     assert studio.make(asked).clip.is_file()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "which", "wanted"),
+    [
+        ("", "", "video", Edit(remake="video")),
+        ("", "1", "both", Edit(hole_s=(0.0, 1.0))),
+        ("0.5", "1", "audio", Edit(remake="audio", hole_s=(0.5, 1.0))),
+        ("", "", "both", "say from when to when"),
+        ("0.5", "", "both", "say where the part to make anew ends"),
+    ],
+)
+def test_what_is_to_be_made_anew_is_read_from_the_fields(begin, end, which, wanted):
+    from avgen.sample.page import edit_of  # gradio takes seconds to import
+
+    if isinstance(wanted, Edit):
+        assert edit_of("inpaint", begin, end, which) == wanted
+    else:
+        with pytest.raises(ValueError, match=wanted):
+            edit_of("inpaint", begin, end, which)
 
 
 def test_what_people_give_is_kept_and_told_apart(pipe, asked, tmp_path):

@@ -170,6 +170,8 @@ def test_files_named_in_a_prompt_file_lie_beside_it(tmp_path):
         ("p.jsonl", "{not json\n", "line 1: not JSON"),
         ("p.jsonl", '["a"]\n', "line 1: a mapping"),
         ("p.csv", "prompt,seed\na,x\n", "seed='x'"),
+        ("p.csv", "prompt\na ball, red\n", "row 1: has more cells than the header; put quotes around commas"),
+        ("p.csv", "prompt\ncaf\xe9\n", "is not UTF-8"),
         ("p.csv", "prompt,id\na,../x\n", "is to be a file name"),
         ("p.csv", "prompt,id\na,x\nb,x\n", "several rows"),
         ("p.csv", "prompt,id\na,00001\nb,\n", "called by its number"),
@@ -177,7 +179,7 @@ def test_files_named_in_a_prompt_file_lie_beside_it(tmp_path):
     ],
 )
 def test_a_bad_prompt_file_ends_with_2_and_says_where(tmp_path, capsys, name, text, words):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     task = "v2a" if "video" in text else "t2av"
     assert main(["sample", f"prompts={tmp_path / name}", f"task={task}"]) == 2
     assert words in " ".join(capsys.readouterr().err.split())

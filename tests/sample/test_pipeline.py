@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 
-from avgen.data.media import read_clip, write_clip
+from avgen.data.media import read_clip, write_clip, write_wav
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit, Form, Request, end_of, read_given
 from avgen.sample.method import Method
@@ -120,6 +121,71 @@ def test_a_stream_that_is_cut_is_encoded_anew_and_that_is_said(pipe, tmp_path):
     made = pipe(task="v2a", video=source, duration_s=1.0, method=QUICK)[0]
     assert "encoded anew: it lasts 2 s and the clip 1 s" in write_made(tmp_path / "out.mp4", made, "")
     assert read_clip(tmp_path / "out.mp4").clip.video.shape == (25, 48, 64, 3)
+
+
+def test_a_sound_that_cannot_be_copied_is_encoded_from_its_file_not_from_what_the_model_heard(pipe, tmp_path):
+    wave = clip(rate_hz=48000).audio
+    write_wav(tmp_path / "in.wav", np.concatenate([wave, 0.5 * wave]), 48000)
+    made = pipe(task="a2v", audio=tmp_path / "in.wav", method=QUICK)[0]
+    assert "encoded anew: pcm_s16le has no place in an mp4" in write_made(tmp_path / "out.mp4", made, "")
+    back = read_clip(tmp_path / "out.mp4").clip
+    assert (back.audio.shape, back.sample_rate_hz) == ((2, 48000), 48000)
+    assert np.abs(back.audio[1] - 0.5 * back.audio[0]).max() < 0.02
+    edit = Edit(remake="video")
+    own = files(tmp_path, rate_hz=48000)["video"]
+    made = pipe(task="inpaint", video=own, method=replace(QUICK, edit=edit))[0]
+    assert "sound of" in write_made(tmp_path / "other.mp4", made, "")
+    assert packets(tmp_path / "other.mp4", "audio") == packets(own, "audio")
+
+
+@pytest.mark.parametrize(("encoder", "task", "kind"), [("libsvtav1", "v2a", "video"), ("libmp3lame", "a2v", "audio")])
+def test_what_is_copied_is_known_by_its_codec_not_by_its_decoder(pipe, tmp_path, encoder, task, kind):
+    given, source = clip(height=64, width=64), tmp_path / "in.mp4"
+    try:
+        codec = av.Codec(encoder, "w")
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip(f"this FFmpeg has no {encoder}")
+    with av.open(str(source), "w") as out:
+        if codec.type == "video":
+            stream = out.add_stream(encoder, rate=8)
+            stream.width = stream.height = 64
+            frames = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in given.video]
+        else:
+            stream = out.add_stream(encoder, rate=16000)
+            frames = [av.AudioFrame.from_ndarray(given.audio, format="fltp", layout="mono")]
+            frames[0].sample_rate = 16000
+        for frame in [*frames, None]:
+            out.mux(stream.encode(frame))
+    made = pipe(task=task, method=QUICK, **{kind: source})[0]
+    assert "bit for bit" in write_made(tmp_path / "out.mp4", made, "")
+    assert packets(tmp_path / "out.mp4", kind) == packets(source, kind)
+
+
+def test_a_video_without_sound_stays_without_in_any_company(pipe, tmp_path):
+    given, form = files(tmp_path), pipe.trained_form
+    edit = Edit(remake="video")
+    method = replace(QUICK, edit=edit)
+    requests = [Request(prompt="a", video=given["video"]), Request(prompt="b", video=given["mute"], seed=1)]
+    together = pipe.make(requests, "inpaint", form, method)
+    alone = pipe.make(requests[1:], "inpaint", form, method)[0]
+    assert together[0].clip.audio is not None
+    assert together[1].clip.audio is None
+    assert alone.clip.audio is None
+    assert psnr(together[1].clip, alone.clip) > 45
+
+
+def test_a_file_longer_than_the_clip_says_how_long_it_is(pipe, tmp_path):
+    source = files(tmp_path, duration_s=3.0)["video"]
+    with pytest.raises(ValueError, match="the picture given is 3 s long and duration_s=1 leaves nothing to add"):
+        pipe(task="extend", video=source, method=QUICK)
+
+
+def test_names_with_colons_are_names(pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path)["video"].rename("take:1.mp4")
+    made = pipe(task="v2a", video=Path("take:1.mp4"), method=QUICK)[0]
+    assert "bit for bit" in write_made(Path("out:1.mp4"), made, "")
+    assert read_clip("out:1.mp4").clip.video_duration_s == pytest.approx(1.0, abs=0.05)
 
 
 def test_given_tokens_stay_bit_for_bit(pipe, inputs, monkeypatch):

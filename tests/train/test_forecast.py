@@ -32,7 +32,7 @@ def one(config, **given):
 
 def test_the_toybox_recipe_costs_what_its_model_is_said_to():
     found = one(recipe(tasks={"t2av": 1}, optimizer=OptimizerConfig(kind="adamw")))
-    words = ["model=toy", "height=32", "width=32", "fps=8", "duration_s=2", "batch=16", "caption_tokens=64"]
+    words = ["model=toy", "height=32", "width=32", "fps=8", "duration_s=2", "batch=16", "caption_tokens=64", "levels=2"]
     expected = plan.plan(load(PlanConfig, "plan", [*words, "device=here"]), RATE)
     assert found.one.cost.model == expected.cost.model
     assert found.one.memory == expected.memory
@@ -51,6 +51,10 @@ def test_accumulation_and_processes_divide_the_step():
     assert (shared.config.batch, shared.step_s) == (16, pytest.approx(whole.step_s / 4))
     with pytest.raises(ConfigError, match="batch: 16 clips"):
         one(recipe(), processes=3)
+    with pytest.raises(ConfigError, match=r"parallel\.shard: hsdp cuts within a node"):
+        one(recipe(parallel=ParallelConfig("hsdp")), processes=4)
+    nodes = one(recipe(parallel=ParallelConfig("hsdp", shard=2)), processes=4)
+    assert nodes.one.memory.states == pytest.approx(whole.one.memory.states / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

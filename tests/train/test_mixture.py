@@ -237,3 +237,29 @@ def test_a_mix_with_extend_trains_and_is_validated(tmp_path):
     assert run.step == 6
     held_out = [line for line in read_metrics(tmp_path / METRICS) if "held_out/extend/video" in line]
     assert held_out
+
+
+@pytest.mark.parametrize(("task", "clip"), [("t2a", 0), ("t2v", 1), ("v2a", 0), ("a2v", 1)])
+def test_clips_that_no_task_of_the_mix_fits_train_nothing_and_end_nothing(tmp_path, task, clip):
+    """Not even where a whole micro-batch has nothing that the task makes: another process may have."""
+    settings = config(tmp_path, batch=2, tasks={task: 1})
+    run = prepare(settings)
+    scatter(run.model)
+    useless = stack_batches([three_clips()[clip]] * 2)
+    accumulate(run, [useless], Share(2, 1))
+    assert all(torch.count_nonzero(p.grad) == 0 for p in run.model.parameters() if p.grad is not None)
+    whole = draw(stack_batches(three_clips()), settings, 0, range(3))
+    assert [drawn.levels.shape[1] for drawn in draw(useless, settings, 0, range(2)).noisy.streams.values()] == [
+        stream.levels.shape[1] for stream in whole.noisy.streams.values()
+    ]
+
+
+@pytest.mark.parametrize(("tower", "task"), [("audio", "t2v"), ("video", "t2a")])
+def test_a_model_of_one_tower_trains_on_clips_that_have_both_streams(tmp_path, tower, task):
+    alone = replace(model_config(), **{tower: None})
+    with pytest.raises(ValueError, match=f"model.{tower} is null: choose"):
+        config(tmp_path, model=alone)
+    settings = config(tmp_path, model=alone, tasks={task: 1}, steps=2, validate_every=2)
+    run = train(settings, Clips(), Clips(), quiet())
+    assert run.step == 2
+    assert any("held_out" in name for line in read_metrics(settings.out / METRICS) for name in line)

@@ -165,7 +165,7 @@ def test_at_step_0_every_sigmoid_is_log_2(tmp_path, margin, lora):
 
 def test_the_model_and_what_it_is_compared_with_are_compiled_alike(tmp_path, monkeypatch):
     compiled = []
-    monkeypatch.setattr(AVTransformer, "compile_blocks", lambda model: compiled.append(model))
+    monkeypatch.setattr(AVTransformer, "compile_blocks", lambda model, shapes: compiled.append(model))
     run = prepare(config(tmp_path, lora=None, compile=True))
     with run.objective.reference() as reference:
         assert [id(model) for model in compiled] == [id(run.model), id(reference)]

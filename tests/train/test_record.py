@@ -35,6 +35,15 @@ def test_run_json_says_what_made_the_run_and_how_the_prediction_fared(tmp_path):
     assert 0 < written["predicted"]["memory_gib"] < 1
 
 
+def test_the_same_command_once_more_leaves_what_was_measured(tmp_path):
+    settings = config(tmp_path)
+    train(settings, Clips(), Clips(), quiet())
+    written = (tmp_path / record.RECORD).read_text()
+    assert "measured" in json.loads(written)
+    train(settings, Clips(), Clips(), quiet())
+    assert (tmp_path / record.RECORD).read_text() == written
+
+
 def test_a_prediction_counts_every_micro_batch(tmp_path):
     """The same clips in one forward pass or in four cost the same work."""
     steps = []

@@ -132,6 +132,9 @@ def test_a_model_that_cannot_read_the_store_is_refused(latents, tmp_path):
         reading(replace(config, model=featured))
     with pytest.raises(ConfigError, match="validation_clips: 40 windows are asked for"):
         reading(replace(config, validation_clips=40))
+    shown = replace(config.samples, every=5, clips=40)
+    with pytest.raises(ConfigError, match=r"samples.clips: 40 windows are asked for.*lower samples.clips"):
+        reading(replace(config, samples=shown))
     head = header(text_width=12)
     rows = [row(head, i, text=bytes(24), text_tokens="[1]") for i in range(40)]
     store = write_store(tmp_path / "featured", head, rows)

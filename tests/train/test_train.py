@@ -14,13 +14,14 @@ from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.rng import noise_like, uniforms
 from avgen.train import checkpoint
-from avgen.train.config import OptimizerConfig, PartRates, TrackingConfig
+from avgen.train.config import LoraConfig, OptimizerConfig, PartRates, TrackingConfig
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import reproducible
 from avgen.train.run import export, prepare, save
 from avgen.train.step import draw
+from avgen.train.trackers import METRICS, read_metrics
 from avgen.types import stack_batches
-from tests.models.factory import batch, scatter
+from tests.models.factory import batch, model, scatter
 from tests.models.factory import config as model_config
 from tests.train.factory import config as tiny
 from tests.train.factory import quiet
@@ -78,6 +79,23 @@ def test_a_signal_saves_the_step_and_stops(tmp_path):
     assert stopped.step == 4
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000004"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_steps_before_a_signal_are_logged(tmp_path):
+    """Whoever goes on begins with an empty meter."""
+
+    class Interrupting(Clips):
+        def batch(self, indices, at=None):
+            if indices[0] == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(indices)
+
+    settings = config(tmp_path, save_every=100, log_every=3)
+    train(settings, Interrupting(), Clips(), quiet())
+    train(settings, Clips(), Clips(), quiet())
+    logged = [line for line in read_metrics(tmp_path / METRICS) if "loss/video" in line]
+    assert [line["step"] for line in logged] == [3, 4, 6]
+    assert [round(line["steps_per_s"] * line["seconds"]) for line in logged] == [3, 1, 2]
 
 
 def test_a_signal_during_validation_does_not_lose_the_steps_since_the_last_save(tmp_path):
@@ -216,6 +234,20 @@ def test_another_model_is_not_resumed_into(tmp_path):
     for other in (OptimizerConfig(kind="adamw"), OptimizerConfig(scale=PartRates(video=0.0))):
         with pytest.raises(ValueError, match=r"another model, .* optimizer\.kind or set of parts"):
             prepare(config(tmp_path, optimizer=other))
+
+
+def test_adapters_are_not_resumed_over_other_weights(tmp_path):
+    start = tmp_path / "start"
+    model().save_pretrained(start)
+    settings = config(tmp_path / "run", lora=LoraConfig(rank=2), start=start, steps=2, save_every=1)
+    train(replace(settings, steps=1), Clips(), Clips(), quiet())
+    train(settings, Clips(), Clips(), quiet())
+    other = model()
+    with torch.no_grad():
+        other.towers["video"].head.weight.add_(0.01)
+    other.save_pretrained(start)
+    with pytest.raises(ValueError, match="begun with another model, lora, start"):
+        train(replace(settings, steps=3), Clips(), Clips(), quiet())
 
 
 def test_the_export_is_the_average_and_leaves_the_run_as_it_was(tmp_path):

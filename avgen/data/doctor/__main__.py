@@ -107,7 +107,8 @@ def _each(
         found_here = list(config.rules.findings(record, clip))
         if found_here:
             found[number] += found_here
-        copies.add(number, record, clip)
+        if all(one.action != "drop" for one in found_here):  # or the kept one of several copies might be a dropped one
+            copies.add(number, record, clip)
         progress.advance(task)
 
     def missing() -> Iterator[tuple[tuple[int, Record], tuple[Any, ...]]]:

@@ -104,7 +104,7 @@ def measure(path: Path, start_s: float, end_s: float | None, audio_path: Path | 
             file_end_s=float(file_end) if file_end is not None else max(ends),
             tie=None if picture is None or onsets is None else _tie(picture, onsets),
         )
-    except (MediaError, MemoryError) as error:
+    except (MediaError, MemoryError, OSError) as error:
         return Measures(error=str(error) or "too large for memory")
 
 
@@ -135,7 +135,7 @@ def _picture(source: Source, start: Fraction, end: Fraction | None) -> Picture |
             return None
         raise source.error("holds a video stream from which no frame can be decoded")
     promised = source.claimed_end(source.video)
-    wanted = promised if end is None else end if promised is None else min(promised, end)
+    wanted = promised if promised is None or end is None else min(promised, end)  # no promise, none broken
     if wanted is not None and until < wanted - Fraction(1, 4):
         raise source.error(
             f"is truncated: the header promises picture until {float(wanted):.3f} s, it stops at {float(until):.3f} s"
@@ -192,9 +192,9 @@ def _sound(source: Source, start: Fraction, end: Fraction | None) -> tuple[Sound
     """The sound's measures, and the strength of its onsets per 0.1 s of the clock from `start` on."""
     rate = source.sample_rate_hz
     claimed = source.claimed_end(source.audio) or source.container_end()
-    if claimed is None:
+    if claimed is None and end is None:
         raise source.error("does not say how long its sound is: give end_s")
-    stop = claimed if end is None else min(end, claimed)
+    stop = min(at for at in (end, claimed) if at is not None)
     if stop <= start:
         return None, None
     step = max(1, floor(STEP * rate))
@@ -204,6 +204,8 @@ def _sound(source: Source, start: Fraction, end: Fraction | None) -> tuple[Sound
         begin = start + number * CHUNK_S
         count = max(1, floor(min(stop - begin, Fraction(CHUNK_S)) * rate))
         wave, spans = read_samples(source, Counter(), begin, rate, count, None)
+        if not np.isfinite(wave).all():
+            raise source.error("holds samples that are NaN or infinite")
         if spans:
             first = begin + Fraction(spans[0][0], rate) if first is None else first
             last = begin + Fraction(spans[-1][1], rate)

@@ -85,12 +85,14 @@ def read_clip(
     sample_rate_hz: int | None = None,
     channels: int | None = None,
     threads: int = 0,
+    may_be_empty: bool = False,
 ) -> Window:
     """The window [start_s, end_s) on the file's presentation clock.
 
     `video` and `audio` may be True (the file must have it), False (leave it out) or None (if it is there).
     Rate, size (height, width) and channels default to the file's own. Frame i is the one on screen in the middle
-    of output interval i; samples are taken at their timestamps. A window that holds nothing is an error.
+    of output interval i; samples are taken at their timestamps. A window that holds nothing is an error
+    unless it `may_be_empty`.
     Frames of full chroma lie in memory colour by colour: np.ascontiguousarray where pixels must be packed.
     """
     with open_source(path, threads) as source:
@@ -116,7 +118,7 @@ def read_clip(
             sample_rate_hz = source.sample_rate_hz if sample_rate_hz is None else sample_rate_hz
             count = _at_least_one(unit_count(start, end, sample_rate_hz), "sample", sample_rate_hz, end - start)
             wave, audio_real = read_samples(source, counter, start, sample_rate_hz, count, channels)
-        if not (video_real or audio_real):
+        if not (video_real or audio_real or may_be_empty):
             raise source.error(_outside(source, start, end))
         clip = Clip(
             frames,

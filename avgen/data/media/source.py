@@ -317,7 +317,7 @@ def _audio_info(source: Source) -> AudioInfo:
         sample_rate_hz=source.sample_rate_hz,
         channels=context.layout.nb_channels,
         layout=context.layout.name,
-        codec=context.name,
+        codec=context.codec.canonical_name,  # context.name is the decoder's: libdav1d, mp3float
         sample_format=context.format.name if context.format else "unknown",
         start_s=float(start),
         duration_s=None if end is None else float(end - start),
@@ -352,7 +352,7 @@ def _video_info(source: Source) -> VideoInfo:
         # Reordering leaves a hole at the cut after 120 packets, and rounding to ticks one of two neighbours.
         variable=bool(gaps) and max(gaps[:100]) - min(gaps[:100]) > 2,
         rotation_deg=turn.get((rows_flipped, columns_flipped), 0),
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         pixel_format=frame.format.name,
         start_s=float(start),
         duration_s=None if end is None else float(end - start),

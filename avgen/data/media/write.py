@@ -47,7 +47,10 @@ def write_clip(
     if clip.video is None and clip.audio is None:
         raise ValueError(f"{path}: the clip has neither video nor audio, there is nothing to write")
     _check(path, clip)
-    with _whole(path) as partial, av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as out:
+    with (
+        _whole(path) as partial,
+        av.open(f"file:{partial}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
+    ):
         if comment is not None:
             out.metadata["comment"] = comment
         video = None if clip.video is None else _video_stream(out, clip, crf, preset)
