@@ -6,13 +6,16 @@ The standard pools cannot say which task a killed worker had; an out-of-memory k
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 Work = Callable[..., Any]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterat
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["eval.score"])
     waiting = iter(range(len(tasks)))
-    crew = [_started(context, work) for _ in range(min(workers, len(tasks)))]
+    with _one_thread_each():
+        crew = [_started(context, work) for _ in range(min(workers, len(tasks)))]
     try:
         for worker in crew:
             _hand(worker, waiting, tasks)
@@ -61,6 +65,18 @@ def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterat
             worker.process.terminate()
             worker.process.join()
             worker.pipe.close()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """For what is started inside: workers share the cores, and threads of theirs would only wait for each other."""
+    missing = [name for name in THREADS if name not in os.environ]
+    os.environ.update(dict.fromkeys(missing, "1"))
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _started(context: Any, work: Work) -> _Worker:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from avgen.config import to_plain
+from avgen.models.attention import choose
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.text import ByteText, TextEncoder
@@ -23,7 +24,7 @@ from avgen.sample.inputs import Form, GivenMedia, Request, length_of, read_given
 from avgen.sample.method import DEFAULT, Method
 from avgen.sample.restore import restored
 from avgen.sample.windows import generate_long
-from avgen.tasks import V2A, assign
+from avgen.tasks import V2A, Task, assign
 from avgen.types import Batch, Clip, Stream, Text
 
 
@@ -180,6 +181,7 @@ class AVPipeline(DiffusionPipeline):
         method = method.settled(self.model.device)
         method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
         method.cache.check(len(self.model.blocks))
+        choose(self.model.spec.attention, self.model.device)
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
         noise = {
             m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests]) for m, stream in batch.streams.items()
@@ -191,7 +193,7 @@ class AVPipeline(DiffusionPipeline):
                 cache=method.cache,
                 after_step=after_step,
             )
-        clips = self.decode(tokens, form, len(requests))
+        clips = [without(clip, g.task) for clip, g in zip(self.decode(tokens, form, len(requests)), given, strict=True)]
         cell = self.video_codec.geometry.pixels_per_token
         of = {"video": form.height // cell * (form.width // cell), "audio": 1}
         grids = {"video": self.video_codec.geometry.time, "audio": self.audio_codec.geometry.time}
@@ -269,6 +271,13 @@ class AVPipeline(DiffusionPipeline):
             Clip(v, a, None if v is None else form.fps, None if a is None else rate)
             for v, a in zip(pictures, waves, strict=True)
         ]
+
+
+def without(clip: Clip, task: Task) -> Clip:
+    """The clip without the streams that its task does without: others of its batch may have them."""
+    if task.video is None:
+        clip = replace(clip, video=None, fps=None)
+    return replace(clip, audio=None, sample_rate_hz=None) if task.audio is None else clip
 
 
 def sample_noise(x: Tensor, modality: str, keys: Sequence[tuple[int, str]]) -> Tensor:
