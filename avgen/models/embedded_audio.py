@@ -237,10 +237,12 @@ def unloudness(loud: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _analyse(codec: SpectralAudioCodec, waves: Tensor) -> tuple[Tensor, Tensor, float]:
-    kept = codec.components.fit(codec.features(waves).flatten(0, 1)).sum().item()
+def _analyse(codec: SpectralAudioCodec, waves: Tensor, first: int) -> tuple[Tensor, Tensor, float]:
+    kept = codec.components.fit(codec.features(waves[:first]).flatten(0, 1)).sum().item()
     frames, envelope = codec.descriptions(waves)
-    codec.frames.fit(frames[:, :, ::3].flatten(0, 2), spread=0.0)  # neighbouring frames overlap and say much the same
+    codec.frames.fit(
+        frames[:first, :, ::3].flatten(0, 2), spread=0.0
+    )  # neighbouring frames overlap and say much the same
     targets = rearrange(codec.tokens(codec.frames(frames), envelope), "b n f -> b f n")
     quiet = waves.new_zeros(1, waves.shape[1], 3 * codec.geometry.time.stride)
     codec.silence.copy_(codec.encode(quiet).mean[0, :, 1])
@@ -252,9 +254,17 @@ def _root(power: Tensor) -> Tensor:
     return torch.where(power > 0, power.clamp_min(1e-20).sqrt(), 0)
 
 
-def fit_audio(codec: SpectralAudioCodec, waves: Tensor, steps: int = 800, noise: float = 0.3, seed: int = 0) -> float:
-    """Fit to (N, A, S) clips; returns the share of variance the latents keep."""
-    targets, latents, kept = _analyse(codec, waves)
+def fit_audio(
+    codec: SpectralAudioCodec,
+    waves: Tensor,
+    steps: int = 800,
+    noise: float = 0.5,
+    seed: int = 0,
+    analysed: int | None = None,
+) -> float:
+    """Fit to (N, A, S) clips, the components to the first `analysed` of them alone; returns the share of variance the
+    latents keep."""
+    targets, latents, kept = _analyse(codec, waves, analysed or len(waves))
     codec.refine.reset(seed)
     _fit_linear(codec, latents, targets, noise / 2 * latents.std(dim=(0, 2)))
 

@@ -77,15 +77,23 @@ def unpatch(patches: Tensor, geometry: VideoGeometry) -> Tensor:
 
 
 @torch.no_grad()
-def _analyse(codec: PatchVideoCodec, frames: Tensor) -> tuple[Tensor, Tensor, float]:
+def _analyse(codec: PatchVideoCodec, frames: Tensor, first: int) -> tuple[Tensor, Tensor, float]:
     patches = codec.patches(frames)
-    kept = codec.components.fit(patches.flatten(0, 3)).sum().item()
+    kept = codec.components.fit(patches[:first].flatten(0, 3)).sum().item()
     return patches, codec.encode(frames).mean, kept
 
 
-def fit_video(codec: PatchVideoCodec, frames: Tensor, steps: int = 600, noise: float = 0.2, seed: int = 0) -> float:
-    """Fit to (N, T, H, W, 3) uint8 clips; returns the share of variance the latents keep."""
-    patches, latents, kept = _analyse(codec, frames)
+def fit_video(
+    codec: PatchVideoCodec,
+    frames: Tensor,
+    steps: int = 600,
+    noise: float = 0.3,
+    seed: int = 0,
+    analysed: int | None = None,
+) -> float:
+    """Fit to (N, T, H, W, 3) uint8 clips, the components to the first `analysed` of them alone; returns the share of
+    variance the latents keep."""
+    patches, latents, kept = _analyse(codec, frames, analysed or len(frames))
     codec.refine.reset(seed)
 
     def loss(x: Tensor, rows: Tensor) -> Tensor:

@@ -17,7 +17,12 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
 
-FIT_VERSION = 1  # raise it whenever the same clips would be fitted differently: older fits are then left alone
+FIT_VERSION = 2  # raise it whenever the same clips would be fitted differently: older fits are then left alone
+# Components are settled by a few hundred clips; what a decoder makes of latents that are slightly wrong, as generated
+# ones are, gets better with many more clips and steps (docs/codecs.md).
+DECODED = 4  # times as many clips for the decoders
+DECODED_AT_MOST = 2000
+STEPS = {"video": (600, 3.0, 1500), "audio": (800, 6.0, 2500)}  # of a decoder: least, per clip analysed, most
 ABOUT = "fit the embedded codecs to the toybox; writes DIR/video and DIR/audio"
 
 
@@ -26,7 +31,9 @@ class FitConfig:
     """Which clips to fit to, and how many numbers a token has."""
 
     out: Path  # folder of the pair; an older pair in it is replaced
-    n_clips: int = 512  # the first n training clips of the world
+    n_clips: int = (
+        512  # first training clips of the world that components are fitted to; decoders see four times as many
+    )
     seed: int = 0  # of the world, and of the decoders' training
     video_latents: int = 24  # numbers per video token (2 frames x 8 x 8 pixels)
     audio_latents: int = 32  # numbers per audio token (50 ms)
@@ -40,20 +47,26 @@ class FitConfig:
 def fit_embedded(
     world_config: ToyboxConfig, n_clips: int = 512, seed: int = 0, video_latents: int = 24, audio_latents: int = 32
 ) -> tuple[PatchVideoCodec, SpectralAudioCodec]:
-    """Both codecs, fitted to the first `n_clips` training clips of the world; the same for the same arguments.
+    """Both codecs, fitted to the first training clips of the world: components to `n_clips`, decoders to more; the same
+    for the same arguments.
 
     The same means: to the last bit on one machine with one number of threads, within rounding elsewhere.
     """
     world = Toybox(world_config, split="train", seed=seed)
-    clips = [world[i].clip for i in range(n_clips)]
+    clips = [world[i].clip for i in range(max(n_clips, min(DECODED * n_clips, DECODED_AT_MOST)))]
     frames = torch.stack([torch.from_numpy(c.video) for c in clips if c.video is not None])
     waves = torch.stack([torch.from_numpy(c.audio) for c in clips if c.audio is not None])
     video = PatchVideoCodec(video_latents)
     audio = SpectralAudioCodec.at_rate(world_config.sample_rate_hz, audio_latents, world_config.audio_channels)
     with torch.enable_grad():
-        fit_video(video, frames, seed=seed)
-        fit_audio(audio, waves, seed=seed)
+        fit_video(video, frames, decoder_steps("video", n_clips), seed=seed, analysed=n_clips)
+        fit_audio(audio, waves, decoder_steps("audio", n_clips), seed=seed, analysed=n_clips)
     return video.eval().requires_grad_(False), audio.eval().requires_grad_(False)
+
+
+def decoder_steps(modality: str, n_clips: int) -> int:
+    least, each, most = STEPS[modality]
+    return round(min(max(least, each * n_clips), most))
 
 
 def load_or_fit(
