@@ -31,8 +31,10 @@ from avgen.tasks import I2AV, T2AV, V2A, assign
 from avgen.types import Batch, Text, Velocity
 
 # keys of a plan that no timed step has
-PLANNED_ONLY = ("ragged", "ema", "optimizer_kind", "shard", "context", "device", "device_tflops", "efficiency", "sizes")
-PLANNED_ONLY += ("checkpointing",)  # checkpointings=[...] says it
+PLANNED_ONLY = (
+    *("ragged", "ema", "optimizer_kind", "shard", "context", "device", "device_tflops", "efficiency", "sizes"),
+    "checkpointing",  # checkpointings=[...] says it
+)
 
 
 @dataclass(frozen=True)

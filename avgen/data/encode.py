@@ -149,8 +149,8 @@ def read_media(record: Record, cut: Cut, shape: Shape, header: Header) -> Media:
         picture = hearing = window
     else:
         picture = read_clip(record.path, cut.start, end, video=True, audio=False, threads=1, **seen)
-        sounding = {"video": False, "audio": True, "may_be_empty": True}  # a window is cut by the picture
-        hearing = read_clip(record.audio_path, cut.start, end, **sounding, threads=1, **heard)
+        heard |= {"threads": 1, "may_be_empty": True}  # windows are cut by the picture
+        hearing = read_clip(record.audio_path, cut.start, end, video=False, audio=True, **heard)
     return Media(picture.clip.video if size else None, hearing.clip.audio if sound else None, real(picture, hearing))
 
 

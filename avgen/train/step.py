@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,16 @@ def with_every_stream(batch: Batch, model: ModelConfig) -> Batch:
     must agree on which there are.
     """
     missing = {m: tower.channels for m, tower in model.towers.items() if getattr(batch, m) is None}
-    return replace(batch, **{m: absent_stream(batch, m, channels) for m, channels in missing.items()})
+    added: dict[str, Any] = {m: absent_stream(batch, m, channels) for m, channels in missing.items()}
+    return replace(batch, **added)
 
 
 def in_two_levels(batch: Batch, model: ModelConfig) -> Batch:
     """Each stream with a level for given tokens, whether or not there are any: compiled code then meets one shape, and
     every other costs half a minute of compilation."""
     plain = {m: s for m in model.towers if (s := getattr(batch, m)).levels.shape[1] == 1}
-    return replace(batch, **{m: s.give(torch.zeros_like(s.slot, dtype=torch.bool)) for m, s in plain.items()})
+    given: dict[str, Any] = {m: s.give(torch.zeros_like(s.slot, dtype=torch.bool)) for m, s in plain.items()}
+    return replace(batch, **given)
 
 
 def absent_stream(batch: Batch, modality: str, channels: int) -> Stream:
