@@ -29,6 +29,7 @@ FLOOR_DECADES = 6.5
 FLOOR = 10.0**-FLOOR_DECADES
 
 
+PART = 256  # clips analysed at once: of a second of sound several megabytes of spectra live at a time
 REACH = 2  # tokens that the decoder sees before and after its own
 # Share of a bin's magnitude that starts at phase 0 in each frame: nothing against a partial that goes on, everything
 # where one begins, so that the bins of an attack agree.
@@ -238,15 +239,21 @@ def unloudness(loud: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _analyse(codec: SpectralAudioCodec, waves: Tensor, first: int) -> tuple[Tensor, Tensor, float]:
-    kept = codec.components.fit(codec.features(waves[:first]).flatten(0, 1)).sum().item()
-    frames, envelope = codec.descriptions(waves)
-    codec.frames.fit(
-        frames[:first, :, ::3].flatten(0, 2), spread=0.0
-    )  # neighbouring frames overlap and say much the same
-    targets = rearrange(codec.tokens(codec.frames(frames), envelope), "b n f -> b f n")
+    parts, analysed = waves.split(PART), waves[:first].split(PART)
+    kept = codec.components.fit(torch.cat([codec.features(part).flatten(0, 1) for part in analysed])).sum().item()
+    # of every third frame: neighbours overlap and say much the same
+    frames = torch.cat([codec.descriptions(part)[0][:, :, ::3].flatten(0, 2) for part in analysed])
+    codec.frames.fit(frames, spread=0.0)
+    targets = torch.cat([_targets(codec, part) for part in parts])
     quiet = waves.new_zeros(1, waves.shape[1], 3 * codec.geometry.time.stride)
     codec.silence.copy_(codec.encode(quiet).mean[0, :, 1])
-    return targets, codec.encode(waves).mean, kept
+    return targets, torch.cat([codec.encode(part).mean for part in parts]), kept
+
+
+def _targets(codec: SpectralAudioCodec, waves: Tensor) -> Tensor:
+    """(B, F, N) what `predict` is to say."""
+    frames, envelope = codec.descriptions(waves)
+    return rearrange(codec.tokens(codec.frames(frames), envelope), "b n f -> b f n")
 
 
 def _root(power: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def full():
-    return fit_embedded(WORLD)
+    return fit_embedded(WORLD, 256)  # half of what users have: enough for what is asked below
 
 
 def test_both_are_codecs(quick):

@@ -13,7 +13,7 @@ from avgen import command
 from avgen.data.stream import Share
 from avgen.models.text import bytes_of, captions_of
 from avgen.train import __main__ as verb
-from avgen.train import checkpoint, loop
+from avgen.train import checkpoint, data, loop
 from avgen.train.config import GuardConfig, OptimizerConfig
 from avgen.train.loop import optimise, train
 from avgen.train.metrics import Reading
@@ -136,9 +136,7 @@ def test_the_command_ends_with_a_code_that_says_it_failed(tmp_path, monkeypatch,
         raise Stopped("stopped: at step 3 ...")
 
     monkeypatch.setattr(loop, "train", fails)
-    monkeypatch.setattr("avgen.models.fit_codecs.load_or_fit", lambda *_: (None, None))
-    monkeypatch.setattr("avgen.data.toybox_source.ToyboxSource", lambda *_: None)
-    monkeypatch.setattr("avgen.data.toybox_source.mixture", lambda *_: (None, None))
+    monkeypatch.setattr(data, "reading", lambda config: data.Reading(None, None, None, None))  # nothing is read
     assert command.run(verb.main, ["recipe=toybox", f"out={tmp_path}"]) == command.FAILED != 0
     assert capsys.readouterr().err.startswith("stopped: at step 3")
 
