@@ -324,7 +324,8 @@ def test_a_dropped_clip_is_not_the_copy_that_is_kept(tmp_path):
     (tmp_path / "clips.csv").write_text("path,caption\nlarge.mp4,\nsmall.mp4,a wave\n")
     words = [f"manifest={tmp_path / 'clips.csv'}", "rules.caption_missing.action=drop", "workers=1"]
     main(words)
-    assert (tmp_path / "clips.doctor" / "clean.csv").read_text().splitlines()[1:] == ["small.mp4,a wave"]
+    (kept,) = (tmp_path / "clips.doctor" / "clean.csv").read_text().splitlines()[1:]
+    assert kept.endswith("small.mp4,a wave")
 
 
 def test_a_folder_of_good_clips_ends_with_0_and_stays_as_it_is(tmp_path, capsys):
