@@ -164,6 +164,14 @@ class Text(_Movable):
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         return cls(x, valid, torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
+    def drop(self, rows: Tensor) -> Self:
+        """Without the captions of `rows`, (B,) bool; one that is dropped already stays so."""
+        return replace(self, dropped=self.dropped | rows.to(self.x.device))
+
+    def said(self, captions: Sequence[str]) -> Self:
+        """Of these captions, of which an empty one is none."""
+        return self.drop(torch.tensor([not caption.strip() for caption in captions]))
+
 
 @dataclass(frozen=True)
 class Batch(_Movable):

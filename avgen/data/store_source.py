@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -83,16 +83,15 @@ class StoreSource:
             audio = _kept(
                 header.audio.stream(_latents(table, "audio", header.audio_shape(shape), drawn)), "audio", real
             )
-        text = self._text(header.text_width, table, drawn)  # an empty caption is none, as in sampling
+        text = self._text(header.text_width, table, drawn)
         return Batch(video, audio, text, text)
 
     def _text(self, width: int | None, table: Any, drawn: Sequence[Drawn | None]) -> Text:
         captions = [json.loads(text) for text in table["captions"].to_pylist()]
         chosen = [_choice(len(some), d) for some, d in zip(captions, drawn, strict=True)]
         told = [some[i] if some else "" for some, i in zip(captions, chosen, strict=True)]
-        nothing = torch.tensor([not text.strip() for text in told])
         if width is None:
-            return replace(bytes_of(told, self.max_caption_bytes, BYTES_MULTIPLE), dropped=nothing)
+            return bytes_of(told, self.max_caption_bytes, BYTES_MULTIPLE).said(told)
         rows = []
         for raw, counts, i in zip(table["text"], table["text_tokens"].to_pylist(), chosen, strict=True):
             ends = [0, *accumulate(json.loads(counts))]
@@ -103,7 +102,7 @@ class StoreSource:
         for k, row in enumerate(rows):
             x[k, : len(row)] = torch.from_numpy(row.astype(np.float32))
             valid[k, : len(row)] = True
-        return Text(x, valid, dropped=nothing)
+        return Text.of(x, valid).said(told)
 
 
 def offsets(stores: Sequence[Store]) -> list[int]:

@@ -53,7 +53,7 @@ class Latents:
             text = toybox_bytes([pair.text], self.caption_bytes)
         else:
             text = Text.of(held["text"], held["text_valid"].bool())
-        text = replace(text, dropped=torch.tensor([not pair.text.strip()]))  # as the sampler takes an empty prompt
+        text = text.said([pair.text])
         return Batch(video, audio, text, text)
 
 

@@ -243,8 +243,7 @@ class AVPipeline(DiffusionPipeline):
         text = self.captions.encode(prompts)
         if text.x.is_floating_point():  # of an encoder that may work in another type; training reads float32
             text = replace(text, x=text.x.float())
-        nothing = torch.tensor([not prompt.strip() for prompt in prompts])
-        return replace(text, dropped=text.dropped | nothing.to(text.dropped.device))
+        return text.said(prompts)
 
     def cut(self, prompt: str) -> tuple[str, ...]:
         """What to say of a prompt that the byte encoder does not read to its end; a frozen encoder says so itself."""

@@ -108,9 +108,8 @@ def train(
 
 def held_out_line(run: Run, held_out: Source, judges: PairSource | None) -> dict[str, float]:
     """What is logged of clips and pairs that are never read."""
-    asked = run.model, run.average, run.config, run.accelerator
     line = validate(run.model, run.average, held_out, run.config, run.accelerator)
-    return line if judges is None else line | told_apart(run.objective, judges, *asked)
+    return line if judges is None else line | told_apart(run, judges)
 
 
 def stopped(run: Run, fault: Fault, source: Source, order: Order, share: Share) -> Stopped:

@@ -14,7 +14,7 @@ from avgen.models.architecture import ModelConfig
 from avgen.rng import noise_like, uniforms
 from avgen.tasks import HEAD, SLACK, Task, assign, fitting, in_training, lengths
 from avgen.train.config import TrainConfig
-from avgen.types import Batch, Stream, Text, Velocity
+from avgen.types import Batch, Stream, Velocity
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,10 @@ def heads_s(config: TrainConfig, batch: Batch, step: int, places: Sequence[int])
 
 def drop_captions(batch: Batch, share: float, u: Tensor) -> Batch:
     """Each modality's caption is dropped on its own; one that serves both is dropped for both; none is brought back."""
-    video = dropped(batch.video_text, u[0] < share)
+    video = batch.video_text.drop(u[0] < share)
     if batch.audio_text is batch.video_text:
         return replace(batch, video_text=video, audio_text=video)
-    return replace(batch, video_text=video, audio_text=dropped(batch.audio_text, u[1] < share))
-
-
-def dropped(text: Text, rows: Tensor) -> Text:
-    return replace(text, dropped=text.dropped | rows.to(text.x.device))
+    return replace(batch, video_text=video, audio_text=batch.audio_text.drop(u[1] < share))
 
 
 def corrupt(

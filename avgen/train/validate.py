@@ -17,10 +17,11 @@ from avgen.tasks import NAMED, assign, fitting, shown
 from avgen.train.config import TrainConfig
 from avgen.train.metrics import LossTable, rounded
 from avgen.train.optim import Average
-from avgen.train.step import Draw, Objective, Whole, corrupt, step_losses, with_every_stream
+from avgen.train.step import Draw, Whole, corrupt, step_losses, with_every_stream
 
 if TYPE_CHECKING:
     from avgen.prefer.source import PairSource
+    from avgen.train.run import Run
 
 CLIPS_AT_ONCE = 16
 LOOKS = 8  # levels at which every held-out pair is judged: at one, chance decides most of them
@@ -75,32 +76,24 @@ def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> D
 
 
 @torch.no_grad()
-def told_apart(
-    objective: Objective,
-    pairs: PairSource,
-    model: AVTransformer,
-    average: Average,
-    config: TrainConfig,
-    accelerator: Accelerator,
-) -> dict[str, float]:
+def told_apart(run: Run, pairs: PairSource) -> dict[str, float]:
     """`held_out_pairs/...`: what training logs of its own pairs, of the averaged weights and pairs of other prompts.
 
     Pairs are learned by heart long before the last step; this tells whether anything else is learned.
     """
-    context = config.parallel.context
-    reader, readers = accelerator.process_index // context, accelerator.num_processes // context
+    model, objective, looks_in_all = run.model, run.objective, LOOKS * min(len(pairs.pairs), PAIRS_AT_MOST)
     sums = torch.zeros(len(objective.notes), 2, device=model.device)
-    back = average.swapped(model)
+    back = run.average.swapped(model)
     try:
         with uncompiled():
-            for looks, counts in shared(LOOKS * min(len(pairs.pairs), PAIRS_AT_MOST), reader, readers):
-                drawn = _drawn_alike(pairs, config, looks).to(model.device)
-                with config.autocast(model.device):
+            for looks, counts in shared(looks_in_all, run.processes.reader, run.processes.readers):
+                drawn = _drawn_alike(pairs, run.config, looks).to(model.device)
+                with run.config.autocast(model.device):
                     learned = objective(model, drawn, Whole({}, drawn.clean.size, {}))
                 sums += counts * learned.notes
     finally:
         back()
-    named = zip(objective.notes, accelerator.reduce(sums, "sum").cpu().tolist(), strict=True)
+    named = zip(objective.notes, run.accelerator.reduce(sums, "sum").cpu().tolist(), strict=True)
     means = {name: total / count for name, (total, count) in named if count > 0}
     return {name.replace("preference/", "held_out_pairs/"): rounded(mean) for name, mean in means.items()}
 

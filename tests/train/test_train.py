@@ -36,6 +36,15 @@ class Clips:
         return stack_batches(silent)
 
 
+class Interrupted(Clips):
+    """A signal comes while the fourth step's clips are read."""
+
+    def batch(self, indices, at=None):
+        if indices[0] == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(indices)
+
+
 def config(folder, **changes):
     often = {"tracking": TrackingConfig(to=()), "validate_every": 3, "save_every": 2}
     return tiny(folder, **often | changes)
@@ -69,13 +78,7 @@ def test_a_run_cut_short_goes_on_exactly(tmp_path, kind):
 
 
 def test_a_signal_saves_the_step_and_stops(tmp_path):
-    class Interrupting(Clips):
-        def batch(self, indices, at=None):
-            if indices[0] == 12:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(indices)
-
-    stopped = train(config(tmp_path, save_every=100), Interrupting(), Clips(), quiet())
+    stopped = train(config(tmp_path, save_every=100), Interrupted(), Clips(), quiet())
     assert stopped.step == 4
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000004"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -83,15 +86,8 @@ def test_a_signal_saves_the_step_and_stops(tmp_path):
 
 def test_steps_before_a_signal_are_logged(tmp_path):
     """Whoever goes on begins with an empty meter."""
-
-    class Interrupting(Clips):
-        def batch(self, indices, at=None):
-            if indices[0] == 12:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().batch(indices)
-
     settings = config(tmp_path, save_every=100, log_every=3)
-    train(settings, Interrupting(), Clips(), quiet())
+    train(settings, Interrupted(), Clips(), quiet())
     train(settings, Clips(), Clips(), quiet())
     logged = [line for line in read_metrics(tmp_path / METRICS) if "loss/video" in line]
     assert [line["step"] for line in logged] == [3, 4, 6]
