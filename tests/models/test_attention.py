@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from avgen.models.attention import BACKENDS, attend, choose
+from avgen.models.attention import BACKENDS, _announce, attend, choose
 from avgen.models.blocks import Attention
 from avgen.models.compilation import tune_inductor
 
@@ -102,6 +102,7 @@ def test_unknown_backend_lists_the_known_ones():
 
 
 def test_the_choice_is_logged_once(caplog):
+    _announce.cache_clear()  # tests before this one have made the choice too
     with caplog.at_level("INFO", logger="avgen.models.attention"):
         for _ in range(3):
             choose("math", torch.device("cpu"))
