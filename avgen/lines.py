@@ -1,4 +1,4 @@
-"""JSON as files hold it: without numbers it cannot say; one object a line, appended to by several processes."""
+"""Text as files hold it: prompts that people wrote; JSON, one object a line, appended to by several processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def prompts_text(path: Path) -> str:
+    """What a file of prompts says, without the mark that some editors put before it."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts={path} is not UTF-8: {error}; save it as UTF-8") from error
 
 
 def finite(value: Any) -> Any:

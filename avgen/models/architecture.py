@@ -25,6 +25,7 @@ class TowerConfig:
     space: Space = field(default_factory=Space)  # video only
     text_norm: bool = True  # layer norm before attention to the caption
     anchored: bool = False  # tokens know how far they are from the clip's ends and edges, not only from each other
+    local: bool = False  # attention and MLP of every layer read each token together with those beside it
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -1,8 +1,9 @@
 """The transformer blocks: two towers' layers side by side and the bridge between them.
 
 A block is: self-attention inside each modality -> attention to the caption -> attention to the other modality ->
-MLP. Activations travel as {"video": ..., "audio": ...}; a modality that the batch lacks is simply not in
-the dict, so no forward pass asks which task it is.
+MLP; in local towers self-attention and MLP read each token with its neighbours. Activations travel as
+{"video": ..., "audio": ...}; a modality that the batch lacks is simply not in the dict, so no forward pass asks which
+task it is.
 
 Shape letters: B samples, N tokens, L caption tokens, K noise levels, D a tower's width, H heads.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from avgen.models.architecture import BridgeConfig, TowerConfig
 from avgen.models.attention import attend
 from avgen.models.checkpointing import Checkpointing, checkpointed
+from avgen.models.local import Local, Neighbourhood
 from avgen.models.rope import Rotation, rotate, turned
 from avgen.models.sharing import Everyone, unchanged
 
@@ -59,6 +61,7 @@ class Context:
     everyone: Everyone  # this stream's keys and values, from the tokens here to all of them
     text: Tensor  # (B, L, D)
     text_keys: Tensor  # (B, L) bool
+    beside: Neighbourhood | None  # which tokens stand beside which; None in a tower that is not told
     bridge: BridgeContext | None  # None when there is no partner to attend to
     bridge_on: Tensor | None  # (B,) float32 factor of what comes from the partner, None = 1
 
@@ -156,10 +159,12 @@ class TowerBlock(nn.Module):
             nn.Linear(width, config.mlp_width), nn.GELU(approximate="tanh"), nn.Linear(config.mlp_width, width)
         )
         self.table = nn.Parameter(torch.zeros(6, width))
+        self.local_attn = Local(width) if config.local else None
+        self.local_mlp = Local(width) if config.local else None
 
     def attend_self(self, x: Tensor, c: Context, perturbed: Tensor | None) -> Tensor:
         shift, scale, gate = c.modulation.under(self.table, ATTENTION_PARTS)
-        h = modulate(x, shift, scale)
+        h = near(self.local_attn, modulate(x, shift, scale), c)
         q, k, v = self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), self.attn.values(h)
         mixed = attend(q, c.everyone(k), c.everyone(v), c.keys, self.attn.backend)
         return residual(x, self.attn.out(perturb(mixed, v, perturbed)), gate)
@@ -170,7 +175,14 @@ class TowerBlock(nn.Module):
 
     def think(self, x: Tensor, c: Context) -> Tensor:
         shift, scale, gate = c.modulation.under(self.table, MLP_PARTS)
-        return residual(x, self.mlp(modulate(x, shift, scale)), gate)
+        return residual(x, self.mlp(near(self.local_mlp, modulate(x, shift, scale), c)), gate)
+
+
+def near(local: Local | None, x: Tensor, c: Context) -> Tensor:
+    """The tokens here, having taken in their neighbours, wherever those are."""
+    if local is None or c.beside is None:
+        return x
+    return c.beside.mine(local(c.everyone(x), c.beside))
 
 
 def perturb(mixed: Tensor, values: Tensor, perturbed: Tensor | None) -> Tensor:
@@ -275,7 +287,7 @@ class JointBlock(Block):
         for m in here:
             tower = self.towers[m]
             shift, scale, gates[m] = c[m].modulation.under(tower.table, ATTENTION_PARTS)
-            h = modulate(x[m], shift, scale)
+            h = near(tower.local_attn, modulate(x[m], shift, scale), c[m])
             q[m], own[m] = tower.attn.queries(h, c[m].rotation), tower.attn.values(h)
             k[m], v[m] = c[m].everyone(tower.attn.keys(h, c[m].rotation)), c[m].everyone(own[m])
         lengths = [x[m].shape[1] for m in here]

@@ -17,6 +17,7 @@ from typing import Literal
 from avgen.models.architecture import ModelConfig, TowerConfig
 from avgen.models.blocks import PARTNER
 from avgen.models.checkpointing import Checkpointing
+from avgen.models.local import NEIGHBOURS
 from avgen.models.rope import anchor_channels
 from avgen.models.text import GRAM_ROWS, VOCABULARY
 from avgen.types import AudioGeometry, Batch, Stream, VideoGeometry
@@ -187,6 +188,7 @@ def other_parameters(config: ModelConfig) -> Iterator[tuple[Part, int]]:
         d = tower.width
         # norms of q and k in two attentions, the text norm's weight and bias, the modulation table
         layer = 4 * d + (2 * d if tower.text_norm else 0) + 6 * d
+        layer += tower.local * 2 * (1 + NEIGHBOURS) * d  # before attention and before the MLP
         yield TOWER[m], tower.depth * layer + 2 * d
         if config.coupling == "cross":
             inner = config.bridge.heads * config.bridge.head_dim

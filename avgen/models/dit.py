@@ -39,6 +39,7 @@ from avgen.models.blocks import (
 )
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.compilation import compile_blocks
+from avgen.models.local import neighbourhood
 from avgen.models.rope import (
     Rotation,
     anchor_channels,
@@ -149,7 +150,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         *("level_embed", "level_modulate", "bridge_levels", "table", "head_table"),
         *("norm_q", "norm_k", "text_norm"),
     ]
-    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "anchor", "head"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "anchor", "local", "head"]  # noqa: RUF012
 
     towers: dict[str, Tower]
     bridge_levels: dict[str, BridgeLevels]
@@ -264,6 +265,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 everyone=self.sharing.everyone(s.x.shape[1]),
                 text=texts[m][0],
                 text_keys=texts[m][1],
+                beside=neighbourhood(s, self.sharing) if self.spec.towers[m].local else None,
                 bridge=bridge.get(m),
                 bridge_on=bridge_on,
             )

@@ -17,6 +17,7 @@ from avgen.models.architecture import ModelConfig, TowerConfig
 from avgen.models.blocks import PARTNER
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.cost import LEVEL_CHANNELS, REBUILT, BatchShape, StreamShape, joint_stages, linears, parameters
+from avgen.models.local import NEIGHBOURS
 from avgen.models.rope import anchor_channels
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -71,7 +72,8 @@ def tower_layer(tower: TowerConfig, b: int, s: StreamShape, text: int, n: Numeri
     read = normed + n.head(rows, d) + caption + output + rows * d * act  # captions are always masked
     think = n.modulated(rows, d, s.levels) + 2 * rows * tower.mlp_width * act + n.gated(rows, d, s.levels)
     tables = 2 * 4 * 6 * b * s.levels * d
-    return StageBytes(itself + read + think + tables, rows * d * act, 2 * output)
+    beside = tower.local * 2 * rows * d * act  # what takes in its neighbours, before attention and before the MLP
+    return StageBytes(itself + read + think + tables + beside, rows * d * act, 2 * output)
 
 
 def bridge(config: ModelConfig, batch: BatchShape, n: Numerics) -> StageBytes:
@@ -138,6 +140,7 @@ def ends(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
             total += 4 * rows * config.bridge.head_dim
             total += 4 * b * ((2 * s.levels + 1) * 6 * tower.width)
         total += rows * (tower.channels + tower.anchored * anchor_channels(m)) * n.act
+        total += tower.local * rows * NEIGHBOURS * (8 + 4)  # their places, and whether they are there
     return total
 
 

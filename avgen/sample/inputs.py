@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from avgen.data.media import MediaError, exact_fps, probe, read_clip, read_image, unit_count
+from avgen.lines import prompts_text
 from avgen.tasks import EVERYTHING, NAMED, NOTHING, Hole, Task, extend, inpaint, interpolate
 from avgen.types import AudioGeometry
 
@@ -240,10 +241,7 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
     """Requests of a txt, csv or jsonl file (columns: COLUMNS); paths in it are relative to it."""
     if not path.is_file():
         raise ValueError(f"prompts={path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts={path} is not UTF-8: {error}; save it as UTF-8") from error
+    text = prompts_text(path)
     kind = path.suffix.lower()
     if kind == ".txt":
         rows: list[dict[str, Any]] = [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from avgen.lines import prompts_text
 from eval.record import Check, Prompt, Utterance
 from eval.suites.rows import Row, csv_rows, json_rows, jsonl_rows, mapping, parsed
 
@@ -44,7 +45,7 @@ def existing(path: Path | None) -> Path | None:
 
 
 def verse_bench(file: Path) -> Iterator[Prompt]:
-    sets = parsed(file, "the file", file.read_text(encoding="utf-8-sig"))
+    sets = parsed(file, "the file", prompts_text(file))
     for name, entries in mapping(file, "the file", sets).values.items():
         for key, values in mapping(file, str(name), entries).values.items():
             row = mapping(file, f"{name}/{key}", values)

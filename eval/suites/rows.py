@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from avgen.lines import prompts_text
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,21 @@ class Row:
 
 
 def csv_rows(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        for i, values in enumerate(csv.DictReader(opened), 1):
-            if None in values:
-                raise ValueError(f"prompts={file}, row {i}: has more cells than the header; put quotes around commas")
-            yield Row(file, f"row {i}", values)
+    for i, values in enumerate(csv.DictReader(io.StringIO(prompts_text(file), newline="")), 1):
+        if None in values:
+            raise ValueError(f"prompts={file}, row {i}: has more cells than the header; put quotes around commas")
+        yield Row(file, f"row {i}", values)
 
 
 def jsonl_rows(file: Path) -> Iterator[Row]:
-    for i, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):  # JSON may hold U+2028
+    for i, line in enumerate(prompts_text(file).split("\n"), 1):  # JSON may hold U+2028
         if line.strip():
             yield mapping(file, f"line {i}", parsed(file, f"line {i}", line))
 
 
 def json_rows(file: Path) -> Iterator[Row]:
     """Of a list of mappings."""
-    whole = parsed(file, "the file", file.read_text(encoding="utf-8-sig"))
+    whole = parsed(file, "the file", prompts_text(file))
     if not isinstance(whole, list):
         raise ValueError(f"prompts={file}: a JSON list is needed, this is a {type(whole).__name__}")
     for i, values in enumerate(whole, 1):

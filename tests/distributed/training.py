@@ -127,6 +127,8 @@ def sliced_and_whole():
         "joint": ({"coupling": "joint"}, "none", None),
         "alone": ({"coupling": "none"}, "none", None),
         "anchored": ({"anchored": True}, "none", None),
+        "local": ({"local": True}, "none", None),
+        "local, joint": ({"local": True, "coupling": "joint"}, "none", None),
     }
     found = {}
     for name, (changes, checkpointing, perturbation) in variants.items():

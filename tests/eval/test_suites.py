@@ -175,6 +175,14 @@ def test_a_wrong_file_is_refused_by_name_and_place(tmp_path: Path, suite: str, c
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.parametrize(("suite", "name"), [("plain", "p.csv"), ("plain", "p.jsonl"), ("avbench", "p.json")])
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path, suite: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes("text\ncafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"p\..* is not UTF-8: .*; save it as UTF-8"):
+        read_suite(suite, path)
+
+
 def test_unknown_and_missing_suites_say_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the nearest is javisbench"):
         read_suite("javisbensch")

@@ -17,10 +17,10 @@ VIDEO = VideoGeometry(channels=6, time=TimeGrid(2, 2), space_stride=8)
 AUDIO = AudioGeometry(channels=5, time=TimeGrid(640, 640), sample_rate_hz=16000)
 
 
-def config(coupling: str = "cross", anchored: bool = False, **changes: object) -> ModelConfig:
-    same = coupling == "joint"
-    video = TowerConfig(channels=6, width=48, heads=2, depth=3, anchored=anchored)
-    audio = TowerConfig(channels=5, width=48 if same else 32, heads=2, depth=3 if same else 2, anchored=anchored)
+def config(coupling: str = "cross", anchored: bool = False, local: bool = False, **changes: object) -> ModelConfig:
+    same, told = coupling == "joint", {"anchored": anchored, "local": local}
+    video = TowerConfig(channels=6, width=48, heads=2, depth=3, **told)
+    audio = TowerConfig(channels=5, width=48 if same else 32, heads=2, depth=3 if same else 2, **told)
     defaults = ModelConfig(video, audio, TextConfig(width=16, depth=1, heads=2), BridgeConfig(2, 16), coupling)
     return replace(defaults, **changes)
 

@@ -175,7 +175,9 @@ def test_the_base_video_tower_is_wans() -> None:
     assert parameters(named("base")).video == 1_418_996_800
 
 
-@pytest.mark.parametrize("changes", [{"text": TextConfig("features", 24)}, {"video": None}, {"audio": None}])
+@pytest.mark.parametrize(
+    "changes", [{"text": TextConfig("features", 24)}, {"video": None}, {"audio": None}, {"local": True}]
+)
 def test_parameters_of_other_models(changes: dict[str, object]) -> None:
     config = factory.config("cross", **changes)
     model = AVTransformer.of(config)
@@ -282,9 +284,9 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
         yield from (v for v in vars(part).values() if isinstance(v, Tensor))
 
 
-def wider(coupling: str) -> ModelConfig:
+def wider(coupling: str, local: bool) -> ModelConfig:
     """Wide enough for activations to outweigh what a model keeps once per sample."""
-    config = factory.config(coupling)
+    config = factory.config(coupling, local=local)
     assert config.video is not None
     assert config.audio is not None
     width, heads = (96, 3) if coupling == "joint" else (64, 2)
@@ -292,12 +294,12 @@ def wider(coupling: str) -> ModelConfig:
     return replace(config, video=video, audio=audio, text=TextConfig(width=32))
 
 
-@pytest.mark.parametrize("coupling", ["cross", "joint"])
+@pytest.mark.parametrize(("coupling", "local"), [("cross", False), ("cross", True), ("joint", False)])
 @pytest.mark.parametrize("batch", ["even", "given", "ragged"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_peak_memory_is_what_is_really_alive(dtype: str, batch: str, coupling: str) -> None:
+def test_peak_memory_is_what_is_really_alive(dtype: str, batch: str, coupling: str, local: bool) -> None:
     """Within 10 % (0 to 7 % too much was seen): small tensors and the order of frees are not modelled."""
-    config, made = wider(coupling), BATCHES[batch]()
+    config, made = wider(coupling, local), BATCHES[batch]()
     model = AVTransformer.of(config)
     for mode in MODES:
         model.set_checkpointing(mode)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from avgen.types import Batch, Stream, Text, stack_batches
 from .factory import AUDIO, VIDEO, at, batch, config, model
 
 COUPLINGS = ["cross", "joint", "none"]
+TOLD = [{}, {"anchored": True}, {"local": True}]
 
 
 def difference(one, other):
@@ -67,12 +68,12 @@ def sample(stream: Stream, i: int) -> Stream:
     return Stream(**{name: value[i : i + 1] for name, value in vars(stream).items() if value is not None})
 
 
-@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("by_s", [0.0625, 7.3, -2.0, 3600.0])
 @torch.no_grad()
-def test_shifting_both_streams_in_time_changes_nothing(coupling, by_s, anchored):
-    net, both = model(coupling, anchored=anchored), batch()
+def test_shifting_both_streams_in_time_changes_nothing(coupling, by_s, told):
+    net, both = model(coupling, **told), batch()
     moved = replace(both, video=shifted(both.video, by_s), audio=shifted(both.audio, by_s))
     assert difference(net(both), net(moved)) < 1e-4
 
@@ -105,12 +106,12 @@ def test_relabelled_frame_rate_moves_the_alignment_as_the_clock_says():
     assert difference(net(fast), net(slow)) > 1e-3
 
 
-@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @torch.no_grad()
-def test_neighbours_and_padding_change_nothing(coupling, anchored):
+def test_neighbours_and_padding_change_nothing(coupling, told):
     """A clip among longer, larger, faster ones and ones without a modality is treated as if alone."""
-    net = model(coupling, anchored=anchored)
+    net = model(coupling, **told)
     short = batch(("short",))
     crowd = [
         short,
@@ -128,9 +129,10 @@ def test_neighbours_and_padding_change_nothing(coupling, anchored):
                 torch.testing.assert_close(part, getattr(out, m), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("told", TOLD)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_padding_gets_no_gradient(coupling):
-    net = model(coupling)
+def test_padding_gets_no_gradient(coupling, told):
+    net = model(coupling, **told)
     crowd = stack_batches([batch(("one",)), batch(("two",), frames=5, audio_steps=11, seed=2)])
     video = replace(crowd.video, x=crowd.video.x.clone().requires_grad_())
     audio = replace(crowd.audio, x=crowd.audio.x.clone().requires_grad_())
@@ -269,7 +271,7 @@ def test_guidance_passes_are_data(coupling):
 
 def test_every_parameter_gets_a_gradient():
     for coupling in COUPLINGS:
-        net = model(coupling, anchored=True)
+        net = model(coupling, anchored=True, local=True)
         mixed = replace(batch(), video_text=replace(batch().video_text, dropped=torch.tensor([True, False])))
         out = net(replace(mixed, video=at(mixed.video, 0.4)))
         (out.video.square().sum() + out.audio.square().sum()).backward()

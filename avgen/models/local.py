@@ -1,0 +1,102 @@
+"""Local mixing: a token takes in what stands beside it, channel by channel.
+
+Attention can look at neighbours too, but has to learn where they are. In noise that is the first thing worth knowing:
+what a picture or a sound is at one place it mostly is at the next, and their mean is less noisy than either.
+
+Shape letters: B samples, N tokens, K neighbours, D a tower's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avgen.models.sharing import Sharing
+from avgen.types import Stream
+
+NEIGHBOURS = 6  # in a picture two along time, rows and columns each; in a sound three before and three after
+# Weights are kept as this fraction of themselves: AdamW moves all alike, by its rate, and these are to reach tenths
+# within some hundred steps.
+UNIT = 20.0
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Who stands beside whom, in pairs: k and k ^ 1 are opposite, so whoever is my k has me as its k ^ 1."""
+
+    index: Tensor  # (B, N, K) int64, of all the stream's tokens
+    there: Tensor  # (B, N, K) float32: 0 where an edge or padding is
+    mine: Callable[[Tensor], Tensor]  # of all tokens' features, those of the tokens here
+
+
+def neighbourhood(stream: Stream, sharing: Sharing) -> Neighbourhood:
+    """Of a stream whose tokens lie in order of time, row and column; neighbours by index, whatever their distance."""
+    tokens, device = stream.x.shape[1], stream.x.device
+    at = torch.arange(tokens, device=device)[None]
+    index, there = [], []
+    for step, moved in _steps(stream):
+        other = at + step
+        inside = (other >= 0) & (other < tokens)
+        other = other.clamp(0, tokens - 1).expand(len(stream.x), -1)
+        if stream.place is not None and moved is not None:
+            place = torch.stack([side.gather(1, other) for side in stream.place.unbind(-1)], dim=-1)
+            inside = inside & (place - stream.place == moved).all(-1)
+        if stream.valid is not None:
+            inside = inside & stream.valid & stream.valid.gather(1, other)
+        index.append(other)
+        there.append(inside.expand_as(other).float())
+    return Neighbourhood(torch.stack(index, -1), torch.stack(there, -1), sharing.mine)
+
+
+def _steps(stream: Stream) -> list[tuple[int | Tensor, Tensor | None]]:
+    """How far each neighbour is in the order of tokens, and in which place of the picture it has to be from here."""
+    if stream.extent is None:
+        return [(sign * distance, None) for distance in range(1, NEIGHBOURS // 2 + 1) for sign in (-1, 1)]
+    rows, columns = stream.extent.long()[:, :, None].unbind(1)
+    row, column = torch.eye(2, device=rows.device)
+    steps = ((rows * columns, 0 * row), (columns, row), (torch.ones_like(columns), column))
+    return [(sign * step, sign * place) for step, place in steps for sign in (-1, 1)]
+
+
+class Local(nn.Module):
+    """x + a weighted sum of itself and its neighbours, with weights per channel, at first zero."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.taps = nn.Parameter(torch.zeros(1 + NEIGHBOURS, width))
+
+    def forward(self, x: Tensor, beside: Neighbourhood) -> Tensor:
+        """(B, N, D) of all the stream's tokens"""
+        return _Mix.apply(x, self.taps, beside.index, beside.there)
+
+
+def _taken(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class _Mix(torch.autograd.Function):
+    """Neighbours are mutual, so the backward pass reads them as the forward one does: a gather's adds by atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, index: Tensor, there: Tensor) -> Tensor:
+        ctx.save_for_backward(x, taps, index, there)
+        weights, wide = UNIT * taps.float(), x.float()
+        out = wide * (1 + weights[0])
+        for k in range(NEIGHBOURS):
+            out = out + _taken(wide, index[..., k]) * there[..., k, None] * weights[1 + k]
+        return out.type_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        x, taps, index, there = ctx.saved_tensors
+        weights, wide, grad = UNIT * taps.float(), x.float(), grad.float()
+        back, by_tap = grad * (1 + weights[0]), [(grad * wide).sum((0, 1))]
+        for k in range(NEIGHBOURS):
+            opposite = k ^ 1
+            back = back + _taken(grad, index[..., opposite]) * there[..., opposite, None] * weights[1 + k]
+            by_tap.append((grad * _taken(wide, index[..., k]) * there[..., k, None]).sum((0, 1)))
+        return back.type_as(x), (UNIT * torch.stack(by_tap)).type_as(taps), None, None
