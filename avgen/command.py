@@ -52,7 +52,7 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     except BrokenPipeError:  # the reader of our output went away, as in `avgen ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # keeps the interpreter's last flush quiet
         return 0
-    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except (ValueError, OSError) as error:
         said = users_error(error)
         if os.environ.get("AVGEN_TRACEBACK") or said is None:
             raise

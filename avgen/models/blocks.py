@@ -10,6 +10,7 @@ Shape letters: B samples, N tokens, L caption tokens, K noise levels, D a tower'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -58,10 +59,11 @@ class Context:
     modulation: Modulation  # 6 parts: shift, scale, gate of self-attention, then of the MLP
     rotation: Rotation
     keys: Tensor | None  # (B, N) bool, None when all tokens are real; of all tokens, wherever they are
-    everyone: Everyone  # this stream's keys and values, from the tokens here to all of them
+    everyone: Everyone  # this stream's keys, values or features, from the tokens here to all of them
+    mine: Callable[[Tensor], Tensor]  # and back from all of them to the tokens here
     text: Tensor  # (B, L, D)
     text_keys: Tensor  # (B, L) bool
-    beside: Neighbourhood | None  # which tokens stand beside which; None in a tower that is not told
+    beside: Neighbourhood | None  # which of all tokens stand beside which; None unless the tower is local
     bridge: BridgeContext | None  # None when there is no partner to attend to
     bridge_on: Tensor | None  # (B,) float32 factor of what comes from the partner, None = 1
 
@@ -164,7 +166,7 @@ class TowerBlock(nn.Module):
 
     def attend_self(self, x: Tensor, c: Context, perturbed: Tensor | None) -> Tensor:
         shift, scale, gate = c.modulation.under(self.table, ATTENTION_PARTS)
-        h = near(self.local_attn, modulate(x, shift, scale), c)
+        h = with_neighbours(self.local_attn, modulate(x, shift, scale), c)
         q, k, v = self.attn.queries(h, c.rotation), self.attn.keys(h, c.rotation), self.attn.values(h)
         mixed = attend(q, c.everyone(k), c.everyone(v), c.keys, self.attn.backend)
         return residual(x, self.attn.out(perturb(mixed, v, perturbed)), gate)
@@ -175,14 +177,15 @@ class TowerBlock(nn.Module):
 
     def think(self, x: Tensor, c: Context) -> Tensor:
         shift, scale, gate = c.modulation.under(self.table, MLP_PARTS)
-        return residual(x, self.mlp(near(self.local_mlp, modulate(x, shift, scale), c)), gate)
+        return residual(x, self.mlp(with_neighbours(self.local_mlp, modulate(x, shift, scale), c)), gate)
 
 
-def near(local: Local | None, x: Tensor, c: Context) -> Tensor:
-    """The tokens here, having taken in their neighbours, wherever those are."""
-    if local is None or c.beside is None:
+def with_neighbours(local: Local | None, x: Tensor, c: Context) -> Tensor:
+    """The tokens here, having taken in their neighbours, wherever those are; in towers that are local."""
+    if local is None:
         return x
-    return c.beside.mine(local(c.everyone(x), c.beside))
+    assert c.beside is not None
+    return c.mine(local(c.everyone(x), c.beside))
 
 
 def perturb(mixed: Tensor, values: Tensor, perturbed: Tensor | None) -> Tensor:
@@ -287,7 +290,7 @@ class JointBlock(Block):
         for m in here:
             tower = self.towers[m]
             shift, scale, gates[m] = c[m].modulation.under(tower.table, ATTENTION_PARTS)
-            h = near(tower.local_attn, modulate(x[m], shift, scale), c[m])
+            h = with_neighbours(tower.local_attn, modulate(x[m], shift, scale), c[m])
             q[m], own[m] = tower.attn.queries(h, c[m].rotation), tower.attn.values(h)
             k[m], v[m] = c[m].everyone(tower.attn.keys(h, c[m].rotation)), c[m].everyone(own[m])
         lengths = [x[m].shape[1] for m in here]

@@ -163,8 +163,8 @@ def load_wan(path: str | Path, subfolder: str) -> WanTransformer3DModel:
 
 @torch.no_grad()
 def copy_video_layers(model: AVTransformer) -> None:
-    """Start the audio tower from the video tower: everything but its embedding, its anchors and its head, which
-    stay fresh.
+    """Start the audio tower from the video tower: everything but its embedding, its anchors, its head and what mixes
+    neighbours, which stay fresh: a picture has others than a sound.
 
     Both towers need the same width, heads and MLP; a shallower audio tower takes evenly spread layers. What the
     video tower's heads did along rows and columns they now do along time too: a start, not a working tower.
@@ -179,7 +179,7 @@ def copy_video_layers(model: AVTransformer) -> None:
     theirs = tower_state(model, "video")
     state = tower_state(model, "audio")
     for name in state:
-        if not name.startswith(("embed.", "anchor.", "head.")):
+        if not name.startswith(("embed.", "anchor.", "head.")) and not name.endswith(".taps"):
             origin = re.sub(r"^layers\.(\d+)", lambda m: f"layers.{int(m[1]) * video.depth // audio.depth}", name)
             state[name] = theirs[origin]
     load_tower(model, "audio", state)

@@ -148,9 +148,9 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     # loading compares these with whole parts of a parameter's dotted name
     _keep_in_fp32_modules = [  # noqa: RUF012
         *("level_embed", "level_modulate", "bridge_levels", "table", "head_table"),
-        *("norm_q", "norm_k", "text_norm"),
+        *("norm_q", "norm_k", "text_norm", "taps"),
     ]
-    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "anchor", "local", "head"]  # noqa: RUF012
+    _skip_layerwise_casting_patterns = ["level", "table", "norm", "embed", "anchor", "head"]  # noqa: RUF012
 
     towers: dict[str, Tower]
     bridge_levels: dict[str, BridgeLevels]
@@ -263,9 +263,10 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 rotation=self.rotation(m, mine[m]),
                 keys=s.valid,
                 everyone=self.sharing.everyone(s.x.shape[1]),
+                mine=self.sharing.mine,
                 text=texts[m][0],
                 text_keys=texts[m][1],
-                beside=neighbourhood(s, self.sharing) if self.spec.towers[m].local else None,
+                beside=neighbourhood(s) if self.spec.towers[m].local else None,
                 bridge=bridge.get(m),
                 bridge_on=bridge_on,
             )

@@ -2,25 +2,24 @@
 
 Attention can look at neighbours too, but has to learn where they are. In noise that is the first thing worth knowing:
 what a picture or a sound is at one place it mostly is at the next, and their mean is less noisy than either.
+Neighbours are the next tokens of the grid, not those at some distance in seconds: attention is what keeps time.
 
 Shape letters: B samples, N tokens, K neighbours, D a tower's width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avgen.models.sharing import Sharing
 from avgen.types import Stream
 
 NEIGHBOURS = 6  # in a picture two along time, rows and columns each; in a sound three before and three after
-# Weights are kept as this fraction of themselves: AdamW moves all alike, by its rate, and these are to reach tenths
-# within some hundred steps.
+# A tap counts so many times what is stored of it: AdamW moves every stored weight by its rate, and taps are to reach
+# tenths within some hundred steps. Saved models are read by this number, and gradients logged and clipped with it.
 UNIT = 20.0
 
 
@@ -30,11 +29,10 @@ class Neighbourhood:
 
     index: Tensor  # (B, N, K) int64, of all the stream's tokens
     there: Tensor  # (B, N, K) float32: 0 where an edge or padding is
-    mine: Callable[[Tensor], Tensor]  # of all tokens' features, those of the tokens here
 
 
-def neighbourhood(stream: Stream, sharing: Sharing) -> Neighbourhood:
-    """Of a stream whose tokens lie in order of time, row and column; neighbours by index, whatever their distance."""
+def neighbourhood(stream: Stream) -> Neighbourhood:
+    """Of a stream whose tokens lie in order of time, row and column."""
     tokens, device = stream.x.shape[1], stream.x.device
     at = torch.arange(tokens, device=device)[None]
     index, there = [], []
@@ -49,7 +47,7 @@ def neighbourhood(stream: Stream, sharing: Sharing) -> Neighbourhood:
             inside = inside & stream.valid & stream.valid.gather(1, other)
         index.append(other)
         there.append(inside.expand_as(other).float())
-    return Neighbourhood(torch.stack(index, -1), torch.stack(there, -1), sharing.mine)
+    return Neighbourhood(torch.stack(index, -1), torch.stack(there, -1))
 
 
 def _steps(stream: Stream) -> list[tuple[int | Tensor, Tensor | None]]:
@@ -91,12 +89,16 @@ class _Mix(torch.autograd.Function):
         return out.type_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
         x, taps, index, there = ctx.saved_tensors
         weights, wide, grad = UNIT * taps.float(), x.float(), grad.float()
-        back, by_tap = grad * (1 + weights[0]), [(grad * wide).sum((0, 1))]
+        back = grad * (1 + weights[0])
         for k in range(NEIGHBOURS):
             opposite = k ^ 1
             back = back + _taken(grad, index[..., opposite]) * there[..., opposite, None] * weights[1 + k]
+        if not ctx.needs_input_grad[1]:
+            return back.type_as(x), None, None, None
+        by_tap = [(grad * wide).sum((0, 1))]
+        for k in range(NEIGHBOURS):
             by_tap.append((grad * _taken(wide, index[..., k]) * there[..., k, None]).sum((0, 1)))
         return back.type_as(x), (UNIT * torch.stack(by_tap)).type_as(taps), None, None

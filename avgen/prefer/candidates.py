@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from avgen.lines import file_hash
 from avgen.prefer.pairs import ClipForm
 from avgen.sample.jobs import MANIFEST, read_manifest
 from avgen.tasks import NAMED
@@ -105,6 +106,8 @@ def checked(said: Mapping[str, Any] | None, line: Mapping[str, Any], clips: Path
     # scores of another clip of that name would make a pair of nothing
     if line["file"] is None or (results / line["file"]).resolve() != file.resolve():
         return "the scores are of another file"
+    if file_hash(file) != line["sha256"]:
+        return "the clip is not the one that was scored: evaluate the clips again"
     if said["task"] not in NAMED:
         return f"task {said['task']} is not trained on pairs"
     cells = line["results"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.lines import append_line, whole_lines
+from avgen.lines import append_line, file_hash, whole_lines
 from avgen.prefer.candidates import relative
 from avgen.prefer.pairs import PAIRS, Pair, Side, read_pairs, write_pairs
 
@@ -39,6 +39,10 @@ class LabelConfig:
     out: Path = Path("runs/labels")  # folder of answers.jsonl and of the pairs.jsonl that follows from it
     port: int = 8000  # of the page on this machine; 0: any that is free
     seed: int = 0  # of the order of pairs, and of which clip is shown as A
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port={self.port} must lie between 0 and 65535")
 
 
 Key = tuple[str, frozenset[str], tuple[str, ...]]  # prompt, hashes of both clips, what is judged
@@ -84,6 +88,11 @@ class Survey:
         self.config, self.pairs = config, read_pairs(config.pairs)
         self.folder = config.pairs if config.pairs.is_dir() else config.pairs.parent
         self.questions = questions(self.pairs, config.seed)
+        for pair in self.pairs:
+            for side in (pair.winner, pair.loser):
+                file = self.folder / side.file
+                if file.is_file() and file_hash(file) != side.sha256:
+                    raise ValueError(f"{file} is not the clip that was compared: evaluate the clips and mine again")
         config.out.mkdir(parents=True, exist_ok=True)
         self.path = config.out / ANSWERS
         self.answers = whole_lines(self.path)
@@ -196,7 +205,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def served(config: LabelConfig) -> tuple[ThreadingHTTPServer, Survey]:
     survey = Survey(config)
-    return ThreadingHTTPServer(("127.0.0.1", config.port), partial(Handler, survey)), survey
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", config.port), partial(Handler, survey)), survey
+    except OSError as error:
+        raise ValueError(f"port={config.port} cannot be listened at: {error}; try another, or 0") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from avgen.prefer.mine import Mined
 from avgen.prefer.pairs import Pair, Side
@@ -54,7 +55,8 @@ def section(pair: Pair) -> str:
 
 def side(title: str, clip: Side, kind: str) -> str:
     scores = ", ".join(f"{escape(metric)} {value:.4g}" for metric, value in clip.scores.items())
+    source = escape(quote(clip.file), quote=True)
     return (
-        f"<figure class={kind}><video controls loop preload=metadata src='{escape(clip.file, quote=True)}'></video>"
+        f"<figure class={kind}><video controls loop preload=metadata src='{source}'></video>"
         f"<figcaption><b>{title}</b>, seed {clip.seed}: {scores}</figcaption></figure>"
     )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from avgen.data.buckets import Shape
 from avgen.data.stream import At, Order
+from avgen.lines import file_hash
 from avgen.models.text import toybox_bytes
 from avgen.prefer.pairs import Pair, Side
 from avgen.sample.inputs import Form, read_picture, read_sound
@@ -77,9 +78,8 @@ def encoded(pair: Pair, file: Path, sha256: str, pipeline: AVPipeline) -> dict[s
         raise ValueError(
             f"{file}, a clip of prompt {pair.prompt!r}, is not there: put it back, or mine the pairs again"
         )
-    with file.open("rb") as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
-            raise ValueError(f"{file} is not the clip that was compared: mine the pairs again")
+    if file_hash(file) != sha256:
+        raise ValueError(f"{file} is not the clip that was compared: evaluate the clips and mine again")
     form, task, held = Form(**asdict(pair.form)), NAMED[pair.task], {}
     if task.video is not None:
         held["video"] = pipeline.encoded(pipeline.video_codec, read_picture(file, form, [])[0])

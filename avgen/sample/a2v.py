@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from avgen import command
 from avgen.sample.folder import open_pipeline
 from avgen.sample.write import write_made
 
 
-def main(words: list[str]) -> None:
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    if len(words) != 4:
+        raise ValueError("python -m avgen.sample.a2v wants MODEL PROMPT AUDIO OUT.mp4")
     model, prompt, audio, out = words
     pipeline = open_pipeline(Path(model))
     made = pipeline(task="a2v", prompt=prompt, audio=audio)[0]
     print(*made.given.notes, write_made(Path(out), made, comment=prompt), sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(command.run(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ class AppConfig:
             raise ValueError(f"longest_s={self.longest_s} must be positive")
         if self.port is not None and not 0 < self.port < 65536:
             raise ValueError(f"port={self.port} must lie between 1 and 65535")
+        if not re.fullmatch(r"\d+ ?(b|kb|mb|gb|tb)", self.largest.lower()):
+            raise ValueError(f"largest={self.largest!r} must be a number and a unit, such as 200mb or 2gb")
 
 
 def main(argv: list[str] | None = None) -> int:

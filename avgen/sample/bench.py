@@ -185,9 +185,10 @@ def main(argv: list[str] | None = None) -> int:
         BenchConfig, None, argv, about, ["python -m avgen.sample.bench model=runs/toybox measure=[cost]"], "bench"
     )
     began = time.perf_counter()
+    from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
 
-    pipeline = open_pipeline(config.model)
+    pipeline = open_pipeline(config.model).to(this_process().device)
     print(f"{'opening the model':60} {time.perf_counter() - began:.1f} s")
     for name in config.measure:
         for what, value in MEASURES[name](pipeline, config):

@@ -44,6 +44,8 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1:
             raise ValueError(f"clips={self.clips} must be at least 2 and batch={self.batch} at least 1")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"processes={self.processes} must be at least 1")
         if self.guidance == self.against:
             raise ValueError("guidance and against are the same: change one, as in guidance.audio.cross=4")
         wrong = [task for task in self.tasks if task not in TASKS]
@@ -116,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     pipeline = open_pipeline(config.model).to(this_process().device)
     method = Method(config.solver, config.guidance, precision=config.precision)
+    pipeline.check(replace(method, guidance=config.against))
     exam = Exam.of(pipeline, config.world, "test", config.seed, config.clips, method)
     with Progress(console=console) as bar, crew(config.model, pipeline, config.processes) as reader:
         doing = bar.add_task("clips", total=config.clips * (2 * len(config.tasks) + 2))

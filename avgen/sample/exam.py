@@ -42,7 +42,8 @@ class Exam:
 
     @classmethod
     def of(cls, pipeline: AVPipeline, world: ToyboxConfig, split: Split, seed: int, clips: int, method: Method) -> Exam:
-        """In the form that the model was trained on."""
+        """In the form that the model was trained on; by a method that it can follow."""
+        pipeline.check(method)
         form = pipeline.trained_form
         world = replace(
             world,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -90,6 +91,9 @@ class Request:
                 raise ValueError(f"{name}={path}: no such file")
 
 
+WHOLE_PICTURE = (0.0, 0.0, 1.0, 1.0)
+
+
 @dataclass(frozen=True)
 class Edit:
     """What interpolate and inpaint leave open."""
@@ -97,11 +101,22 @@ class Edit:
     key_frames_s: tuple[float, ...] = ()  # of interpolate: instants of the video that are given; default first and last
     remake: str = "both"  # of inpaint: video, audio or both
     hole_s: tuple[float, float] | None = None  # of inpaint: the span to make anew; default all of the clip
-    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # of inpaint: top, left, bottom, right, as fractions
+    box: tuple[float, float, float, float] = WHOLE_PICTURE  # of inpaint: top, left, bottom, right, as fractions
 
     def __post_init__(self) -> None:
         if self.remake not in ("video", "audio", "both"):
             raise ValueError(f"remake={self.remake!r} must be video, audio or both")
+        if self.remake == "audio" and self.box != WHOLE_PICTURE:
+            raise ValueError("edit.box is a part of the picture: it says nothing where edit.remake=audio")
+
+    def check(self, duration_s: float) -> None:
+        """Refuse instants that a clip of that length does not have."""
+        outside = [f"{at:g}" for at in self.key_frames_s if not 0 <= at <= duration_s]
+        if outside:
+            raise ValueError(f"edit.key_frames_s={outside[0]} lies outside the clip, which lasts {duration_s:g} s")
+        if self.hole_s is not None and not (self.hole_s[0] < duration_s and self.hole_s[1] > 0):
+            start, end = self.hole_s
+            raise ValueError(f"edit.hole_s=[{start:g},{end:g}] lies outside the clip, which lasts {duration_s:g} s")
 
 
 @dataclass(frozen=True)
@@ -157,9 +172,10 @@ def made_exact(
                     " nothing to add: ask for more"
                 )
         return extend(real_s[0] if frames is not None else None, real_s[1] if wave is not None else None)
+    edit.check(form.duration_s)
     if task == "interpolate":
         return interpolate(edit.key_frames_s or (0.0, form.duration_s))
-    if edit.remake == "both" and edit.hole_s is None and edit.box == Edit().box:
+    if edit.remake == "both" and edit.hole_s is None and edit.box == WHOLE_PICTURE:
         raise ValueError("task=inpaint needs a hole: give edit.hole_s=[from,to], edit.box or edit.remake=video|audio")
     hole = Hole(*(edit.hole_s or (-np.inf, np.inf)), *edit.box)
     if edit.remake in ("video", "both"):
@@ -254,8 +270,8 @@ def read_requests(path: Path, defaults: Request) -> list[Request]:
     if not rows:
         raise ValueError(f"prompts={path} holds no prompt")
     requests = [_request(path, i, row, defaults) for i, row in enumerate(rows, 1)]
-    names = [request.id for request in requests]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
+    times = Counter(request.id for request in requests)
+    twice = sorted(name for name, count in times.items() if name and count > 1)
     if twice:
         raise ValueError(f"prompts={path}: the id {twice[0]!r} stands for several rows; make ids differ")
     return requests

@@ -6,9 +6,9 @@ renamed, then the line is appended: a kill at any instant leaves at worst a clip
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -163,6 +163,12 @@ def tidy(out: Path, jobs: Sequence[Job]) -> None:
     draft = out / f".{MANIFEST}.part"
     draft.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
     draft.replace(out / MANIFEST)
-    for name in wanted:
-        for left in out.glob(f".{glob.escape(name)}.*.*"):
+    for left in list(out.iterdir()):  # one look at the folder, however many jobs
+        if left.name.startswith(".") and _drafted(left.name) in wanted:
             left.unlink(missing_ok=True)
+
+
+def _drafted(hidden: str) -> str:
+    """The job whose draft it is: `.NAME.PID.partial.mp4`, or a draft's own draft `..NAME.PID.made.PID.partial.mp4`."""
+    found = re.match(r"\.+(.+?)\.\d+\.(?:made|partial)\.", hidden)
+    return found[1] if found else ""

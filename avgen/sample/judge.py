@@ -2,7 +2,7 @@
 
 Each figure stands beside its ceiling (the real clips through the codecs, read the same way) and its null (the
 generated sound, or picture, exchanged for that of another clip of equal caption). Intervals are 95 % bootstraps over
-clips.
+clips, and over captions where two clips were made of each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Estimate:
     value: float
     low: float
     high: float
-    clips: int
+    clips: int  # or captions, where two clips were made of each
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class Counted:
     made: Counts
     real: Counts
     null: Counts | None = None
+
+    def by_twos(self) -> Counted:
+        """Made clips two by two, as they were made of one caption: they are alike, so they are drawn together."""
+
+        def summed(counts: Counts) -> Counts:
+            pairs = [counts[i : i + 2] for i in range(0, len(counts), 2)]
+            return [(sum(top for top, _ in pair), sum(bottom for _, bottom in pair)) for pair in pairs]
+
+        return Counted(summed(self.made), self.real, None if self.null is None else summed(self.null))
 
     def scored(self, seed: int) -> Scored:
         null = None if self.null is None else estimate(self.null, seed)
@@ -131,12 +140,14 @@ class Judge:
         Clips 2 i and 2 i + 1 were made of the caption of item i, so that their sounds can be exchanged.
         """
         chosen = [self.items[i // 2] for i in range(len(made))]
-        other = [made[i ^ 1] if (i ^ 1) < len(made) else made[i - 1] for i in range(len(made))]
-        return {
-            "sync": self.agreement(made, other),
+        paired = made[: len(made) // 2 * 2]
+        exchanged = self.agreement(paired, [made[i ^ 1] for i in range(len(paired))])
+        found = {
+            "sync": replace(self.agreement(made, made), null=exchanged.null),
             **self.caption(made, chosen),
             "right": self.right(made, chosen, ("seen", "heard")),
         }
+        return {name: counted.by_twos() for name, counted in found.items()}
 
     def i2av(self, made: Sequence[Read]) -> dict[str, Counted]:
         ours, best = (self.first_frames(clips) for clips in (made, self.real))

@@ -7,6 +7,7 @@ seen or heard where windows meet (jumps there against jumps at other instants, a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -106,9 +107,9 @@ def report(clips: Sequence[Clip], real: Sequence[Clip], window_s: float, seed: i
     jumps = [seam_ranks(clip, cuts_s) for clip in clips]
     hard = []
     for i in range(len(clips)):
-        random_s = np.sort(rng.uniform(0.1 * window_s, length_s - 0.1 * window_s, len(cuts_s)))
-        random_s = np.round(random_s * (clips[i].fps or 1)) / (clips[i].fps or 1)  # between frames
-        at_s = random_s.tolist()
+        fps = clips[i].fps or 1
+        between = np.arange(math.ceil(0.1 * window_s * fps), math.floor((length_s - 0.1 * window_s) * fps) + 1)
+        at_s = np.sort(rng.choice(between, len(cuts_s), replace=False) / fps).tolist()  # between frames, no two alike
         hard.append(seam_ranks(spliced([clips[i], clips[i - 1]], at_s), at_s))
 
     def summed(ranks: Sequence[dict[str, np.ndarray]], of: Callable[[np.ndarray], np.ndarray]) -> dict[str, Estimate]:

@@ -155,6 +155,16 @@ class AVPipeline(DiffusionPipeline):
             raise ValueError(f"duration_s={form.duration_s} is less than a frame at fps={form.fps}: ask for more")
         return form
 
+    def check(self, method: Method) -> None:
+        """Refuse what the model does not have, before anything is made."""
+        method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
+        method.cache.check(len(self.model.blocks))
+
+    @property
+    def alone(self) -> str:
+        """The tasks of a model of one tower."""
+        return "t2a" if "audio" in self.model.spec.towers else "t2v or i2v"
+
     def make(
         self,
         requests: Sequence[Request],
@@ -179,8 +189,12 @@ class AVPipeline(DiffusionPipeline):
     ) -> list[Made]:
         """`make`, from media that have been read."""
         method = method.settled(self.model.device)
-        method.guidance.check({m: tower.depth for m, tower in self.model.spec.towers.items()})
-        method.cache.check(len(self.model.blocks))
+        self.check(method)
+        for m in ("video", "audio"):
+            if m not in self.model.spec.towers and any(getattr(g.task, m) is not None for g in given):
+                raise ValueError(
+                    f"task={given[0].task.name} has {m}, for which the model has no tower: try {self.alone}"
+                )
         choose(self.model.spec.attention, self.model.device)
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
         noise = {

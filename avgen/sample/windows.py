@@ -59,6 +59,9 @@ def generate_long(
         cut: dict[str, Any] = {m: part(streams[m], x[m], known[m], inside[m], start) for m in streams}
         seen = replace(batch, **cut)
         done = number * solver.steps
+        if all(bool(known[m][:, at].all()) for m, at in inside.items()):
+            after_step(done + solver.steps, len(parts) * solver.steps)
+            continue  # all of it is given
         made = generate(
             *(model, seen, {m: noise[m][:, inside[m]] for m in streams}, solver, guidance, predict, cache),
             after_step=lambda i, done=done: after_step(done + i + 1, len(parts) * solver.steps),  # type: ignore[misc]

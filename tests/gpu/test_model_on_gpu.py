@@ -45,7 +45,8 @@ def step(net, data, dtype=None):
 @pytest.mark.parametrize("data", [crowd(), assign(batch(), [I2AV, I2AV])])
 @pytest.mark.parametrize("checkpointing", ["none", "full", "keep_attention"])
 def test_nothing_waits_for_the_device(data, checkpointing):
-    towers = {"video": TowerConfig(6, 256, 4, 4, anchored=True), "audio": TowerConfig(5, 128, 2, 4, anchored=True)}
+    told = {"anchored": True, "local": True}
+    towers = {"video": TowerConfig(6, 256, 4, 4, **told), "audio": TowerConfig(5, 128, 2, 4, **told)}
     net, data = model(**towers), data.to(GPU)
     net.set_checkpointing(checkpointing)
     step(net, data, torch.bfloat16)

@@ -193,20 +193,21 @@ def open_gates(model: AVTransformer) -> None:
                 table[4] = 1
 
 
-@pytest.mark.parametrize("anchored", [False, True])
-def test_copied_layers_are_the_video_towers(anchored: bool) -> None:
+@pytest.mark.parametrize("told", [{}, {"anchored": True}, {"local": True}])
+def test_copied_layers_are_the_video_towers(told: dict[str, bool]) -> None:
     wan = tiny_wan(num_layers=4)
-    tower = audio_tower(width=40, mlp_ratio=52 / 40, depth=2, anchored=anchored)
+    tower = audio_tower(width=40, mlp_ratio=52 / 40, depth=2, **told)
     model = graft_wan(wan, FPS, tower, copy_layers=True)
     fresh = tower_state(graft_wan(wan, FPS, tower), "audio")
     video, audio = tower_state(model, "video"), tower_state(model, "audio")
     for ours, theirs in (("layers.0", "layers.0"), ("layers.1", "layers.2")):
-        names = [n.removeprefix(ours) for n in audio if n.startswith(f"{ours}.")]
+        names = [n.removeprefix(ours) for n in audio if n.startswith(f"{ours}.") and not n.endswith(".taps")]
         assert len(names) == 27
         assert all(torch.equal(audio[ours + n], video[theirs + n]) for n in names)
     assert torch.equal(audio["level_modulate.weight"], video["level_modulate.weight"])
     assert audio["embed.weight"].shape == fresh["embed.weight"].shape
     assert not audio["head.weight"].any()
+    assert not any(audio[name].any() for name in audio if name.endswith(".taps"))
 
 
 def test_copying_wants_equal_layers() -> None:

@@ -280,12 +280,12 @@ def test_every_parameter_gets_a_gradient():
         assert silent == []
 
 
-@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize(("coupling", "local"), [*((c, False) for c in COUPLINGS), ("cross", True), ("joint", True)])
 @pytest.mark.parametrize("mode", ["full", "keep_attention"])
-def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, mode):
+def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, local, mode):
     results = []
     for checkpointing in ("none", mode):
-        net = model(coupling)
+        net = model(coupling, local=local)
         net.set_checkpointing(checkpointing)
         out = net(stack_batches([batch(("one",)), batch(("two",), frames=4, seed=2)]))
         (out.video.square().sum() + out.audio.square().sum()).backward()
@@ -297,14 +297,14 @@ def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coupling", ["cross", "joint"])
+@pytest.mark.parametrize(("coupling", "local"), [("cross", False), ("cross", True), ("joint", False)])
 @pytest.mark.parametrize("mode", ["none", "keep_attention"])
-def test_compiled_blocks_reproduce_outputs_and_gradients(coupling, mode):
+def test_compiled_blocks_reproduce_outputs_and_gradients(coupling, local, mode):
     """Per-block compilation without graph breaks; float32 sums in another order: 2e-5 of the largest value."""
     torch.compiler.reset()
     results = []
     for compiled in (False, True):
-        net = model(coupling)
+        net = model(coupling, local=local)
         net.set_checkpointing(mode)
         if compiled:
             net.compile_blocks(max_shapes=2)
@@ -324,7 +324,8 @@ def test_equal_blocks_share_one_compilation():
         net = model("none", audio=None)
         net.blocks = net.blocks[:count]
         net.compile_blocks()
-        net(replace(batch(), audio=None))
+        for seed in (1, 2):
+            net(replace(batch(seed=seed), audio=None))
         assert len(net.blocks) == count
         found.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert found[0] == found[1] > 0
@@ -386,7 +387,7 @@ def test_positions_norms_modulation_and_levels_stay_float32_under_autocast(monke
 
 
 def test_autocast_stays_close_to_float32():
-    net, both = model("cross"), batch()
+    net, both = model("cross", local=True), batch()
     with torch.no_grad():
         exact = net(both)
         with torch.autocast("cpu", torch.bfloat16):
@@ -433,7 +434,7 @@ def test_a_shallower_tower_is_spread_evenly():
 
 def test_no_forward_or_backward_waits_for_the_device():
     """Reading a value on the host would go through aten::_local_scalar_dense or nonzero; neither may happen."""
-    net = model("cross")
+    net = model("cross", anchored=True, local=True)
     crowd = stack_batches([assign(batch(("one",)), [V2A]), replace(batch(("two",), frames=4, seed=2), audio=None)])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         out = net(crowd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from dataclasses import replace
 
@@ -77,6 +78,23 @@ def test_two_people_who_answer_at_once_lose_nothing_of_each_other(tmp_path):
     assert len(ann.open) == 2
 
 
+def test_clips_that_are_not_those_compared_are_not_shown(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    (tmp_path / "pairs" / "upper_2.mp4").write_bytes(b"another clip of that name")
+    with pytest.raises(ValueError, match=r"upper_2\.mp4 is not the clip that was compared"):
+        Survey(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out"))
+
+
+def test_a_port_that_is_taken_or_none_is_refused(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port={port} cannot be listened at"):
+            served(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out", port=port))
+    with pytest.raises(ValueError, match="port=99999 must lie between"):
+        LabelConfig(tmp_path / "pairs", "ann", port=99999)
+
+
 def test_a_line_that_a_kill_cut_short_costs_no_other(tmp_path):
     pairs_in(tmp_path / "pairs")
     config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
@@ -112,7 +130,10 @@ def test_what_people_choose_wins_whatever_the_metrics_say_later(tmp_path):
     again.write_pairs()
     assert all("upper" in pair.winner.file for pair in read_pairs(tmp_path / "out"))
     # other clips under the same names were never looked at
-    write_pairs(tmp_path / "pairs" / "pairs.jsonl", [replace(seen, winner=replace(one.winner, sha256="f" * 64))])
+    other = tmp_path / "pairs" / one.winner.file
+    other.write_bytes(b"another clip")
+    winner = replace(one.winner, sha256=hashlib.sha256(b"another clip").hexdigest())
+    write_pairs(tmp_path / "pairs" / "pairs.jsonl", [replace(seen, winner=winner)])
     assert len(Survey(config).open) == 1
 
 

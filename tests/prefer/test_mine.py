@@ -13,6 +13,7 @@ from avgen.__main__ import main
 from avgen.prefer.candidates import read_pool
 from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.mine import mine
+from avgen.prefer.page import write_page
 from avgen.prefer.pairs import read_pairs, write_pairs
 from tests.prefer.scored import folders
 
@@ -121,6 +122,16 @@ def test_every_clip_and_prompt_without_a_pair_is_told_why(tmp_path):
     assert paired | {prompt for prompt, _ in told} == set(scores)
 
 
+def test_a_clip_made_anew_since_it_was_scored_makes_no_pair(tmp_path):
+    clips, results = folders(tmp_path, {"a": [{"look": float(i)} for i in range(3)]}, DIRECTIONS)
+    (clips / "a_s2.mp4").write_bytes(b"another clip of that name")
+    found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", {"x": LOOK}))
+    assert sides(found) == [("a", 1, 0)]
+    assert [one.reason for one in found.excluded] == [
+        "the clip is not the one that was scored: evaluate the clips again"
+    ]
+
+
 def test_clips_that_are_gone_copies_or_unknown_make_no_pair(tmp_path):
     scores = {"a": [{"look": float(i)} for i in range(5)]}
     clips, results = folders(tmp_path, scores, DIRECTIONS)
@@ -195,3 +206,10 @@ def test_what_cannot_be_read_is_named(tmp_path, capsys):
     bad.write_text('{"prompt": 1}\n')
     with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1: prompt"):
         read_pairs(bad)
+
+
+def test_the_page_finds_clips_whatever_they_are_called(tmp_path):
+    clips, results = folders(tmp_path, {"take#1?": [{"look": 0.0}, {"look": 1.0}]}, DIRECTIONS)
+    found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path, {"x": LOOK}))
+    write_page(tmp_path / "pairs.html", found, 4)
+    assert "take%231%3F_s1.mp4" in (tmp_path / "pairs.html").read_text()

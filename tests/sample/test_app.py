@@ -195,3 +195,11 @@ def test_a_person_makes_clips_and_is_told_what_is_wrong(url, asked, tmp_path):
         shown.close()
     assert [line["task"] for line in read_manifest(asked.out)] == ["t2av", "v2a"]
     assert broken == []
+
+
+@pytest.mark.parametrize("largest", ["200", "abc", "2 bytes"])
+def test_a_size_without_its_unit_is_refused(largest):
+    from avgen.sample.app import AppConfig
+
+    with pytest.raises(ValueError, match="must be a number and a unit"):
+        AppConfig(largest=largest)

@@ -35,3 +35,8 @@ def test_a_way_gains_nothing_over_itself_and_the_other_is_really_used(monkeypatc
 def test_two_equal_ways_are_refused():
     with pytest.raises(ValueError, match="the same"):
         CompareConfig()
+
+
+def test_less_than_one_process_is_refused():
+    with pytest.raises(ValueError, match="processes=0 must be at least 1"):
+        CompareConfig(guidance=NO_GUIDANCE, processes=0)

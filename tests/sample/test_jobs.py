@@ -20,7 +20,7 @@ from avgen.__main__ import main
 from avgen.data.media import read_clip
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import Request, read_requests
-from avgen.sample.jobs import read_manifest, requests_of
+from avgen.sample.jobs import Job, read_manifest, requests_of, tidy
 from avgen.sample.pipeline import sample_noise
 from tests.conftest import ROOT
 from tests.sample.factory import files, pipeline
@@ -198,6 +198,10 @@ def test_bad_input_ends_with_2_and_one_line(model, tmp_path, capsys):
         (["task=v2t"], "task='v2t' is unknown"),
         (["task=t2av", f"image={given['image']}"], "task=t2av does not use image"),
         (["duration_s=0"], "duration_s=0.0 must be positive"),
+        (["task=inpaint", f"video={given['video']}", "edit.hole_s=[5,7]"], "edit.hole_s=[5,7] lies outside the clip"),
+        (["task=interpolate", f"video={given['video']}", "edit.key_frames_s=[0,99]"], "edit.key_frames_s=99 lies"),
+        (["task=inpaint", "edit.remake=audio", "edit.box=[0,0,0.5,1]"], "edit.box is a part of the picture"),
+        ([f"out={tmp_path / 'text.png'}"], "text.png"),
         (["model=" + str(tmp_path / "none")], "no such folder"),
         (["model=" + str(tmp_path)], "neither a pipeline"),
     ]
@@ -209,13 +213,30 @@ def test_bad_input_ends_with_2_and_one_line(model, tmp_path, capsys):
         assert len(error.strip().splitlines()) == 1
 
 
+def test_what_a_kill_left_is_cleared_in_one_look_at_the_folder(tmp_path, monkeypatch):
+    """A draft, and the draft of a stream to which another is then joined; other people's files stay."""
+    jobs = [Job(Request("a"), None, f"{i:05d}_s0", "key") for i in range(200)]
+    left = [".00000_s0.7.partial.mp4", ".00001_s0.7.made.mp4", "..00002_s0.7.made.7.partial.mp4"]
+    others = [".hidden.7.partial.mp4", "00003_s0.mp4", ".gitignore"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    looks, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda *a: looks.append(a) or scandir(*a))
+    monkeypatch.setattr(os, "listdir", lambda *a, listdir=os.listdir: looks.append(a) or listdir(*a))
+    tidy(tmp_path, jobs)
+    assert len(looks) <= 2
+    assert {p.name for p in tmp_path.iterdir()} == {*others, "manifest.jsonl"}
+
+
 def test_the_scripts_write_a_clip(model, tmp_path):
     given = files(tmp_path)
     for task, inputs in (("t2av", []), ("i2av", ["image"]), ("v2a", ["video"]), ("a2v", ["audio"])):
         script = __import__(f"avgen.sample.{task}", fromlist=["main"])
         out: Path = tmp_path / f"{task}.mp4"
-        script.main([str(model), "a red ball", *(str(given[n]) for n in inputs), str(out)])
+        assert script.main([str(model), "a red ball", *(str(given[n]) for n in inputs), str(out)]) == 0
         assert read_clip(out, video=True, audio=True).clip.video is not None
+        with pytest.raises(ValueError, match=rf"avgen\.sample\.{task} wants MODEL PROMPT"):
+            script.main([str(model)])
 
 
 def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.sample import long_report
 from avgen.sample.long_report import LongConfig, lines, long_clips, plain, report
 from avgen.sample.seams import seam_ranks, spliced
 from avgen.sample.solvers import SolverConfig
@@ -84,3 +85,14 @@ def test_the_report_of_made_clips_is_plain_data():
     found = report(clips, clips, 2.0, seed=0)
     json.loads(json.dumps(plain(found), allow_nan=False))
     assert all(what and value for what, value in lines(found))
+
+
+def test_every_hard_cut_is_one(real, monkeypatch):
+    """No two of a clip at the same instant, where the first clip would go on."""
+    seen = []
+    splice = long_report.spliced
+    monkeypatch.setattr(long_report, "spliced", lambda clips, at_s: seen.append(at_s) or splice(clips, at_s))
+    report(real, real, 0.5, seed=0)
+    assert len(seen) == len(real)
+    assert all(len(set(at_s)) == len(at_s) > 10 for at_s in seen)
+    assert all(at * 8 == pytest.approx(round(at * 8)) for at_s in seen for at in at_s)

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from avgen.data.media import read_clip, write_clip, write_wav
+from avgen.models.dit import AVTransformer
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit, Form, Request, end_of, read_given
 from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.write import write_made
-from tests.sample.factory import clip, files, pipeline
+from tests.sample.factory import MODEL, clip, files, pipeline
 
 QUICK = Method(SolverConfig("euler", 2))
 
@@ -293,3 +294,15 @@ def test_any_text_is_a_prompt(pipe, prompt):
     made = pipe(prompt=prompt, method=QUICK)[0]
     assert made.clip.video is not None
     assert ("cut to the 63" in " ".join(made.given.notes)) == (len(prompt) > 63)
+
+
+def test_a_model_of_one_tower_makes_its_stream_and_refuses_the_other(pipe):
+    deaf = AVTransformer.of(replace(MODEL, audio=None)).eval()
+    form = {"height": 16, "width": 16, "fps": 8.0, "duration_s": 1.0}
+    alone = AVPipeline(deaf, pipe.video_codec, pipe.audio_codec, **form)
+    assert alone(task="t2v", method=QUICK)[0].clip.video is not None
+    for task in ("t2av", "t2a"):
+        with pytest.raises(
+            ValueError, match=f"task={task} has audio, for which the model has no tower: try t2v or i2v"
+        ):
+            alone(task=task, method=QUICK)

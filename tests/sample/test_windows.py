@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avgen.data.media import read_clip
 from avgen.sample import windows
-from avgen.sample.inputs import Edit
+from avgen.sample.inputs import Edit, Request
 from avgen.sample.method import Method
 from avgen.sample.restore import faded, units
 from avgen.sample.solvers import SolverConfig
@@ -65,6 +65,17 @@ def test_every_token_is_made_once_and_later_windows_are_given_what_came_before(p
             if after is not seen[-1]:
                 assert torch.equal(before[m][1][:, -count:], after[m][1][:, :count])
             assert float(after[m][0].time.min()) == pytest.approx(0, abs=1e-6)
+
+
+def test_windows_that_are_given_whole_cost_nothing(pipe, tmp_path, monkeypatch):
+    calls, told, original = [], [], windows.generate
+    monkeypatch.setattr(windows, "generate", lambda *a, **k: calls.append(a) or original(*a, **k))
+    long = files(tmp_path, duration_s=4.0)["video"]
+    request, form = Request("a", video=long), pipe.form_of(Request("a", video=long), "extend", duration_s=4.5)
+    pipe.make([request], "extend", form, QUICK, after_step=lambda done, of: told.append((done, of)))
+    spans = windows.spans(4.5, 1.0)
+    assert len(calls) == sum(end > 4.0 for _, end in spans) < len(spans)
+    assert told[-1][0] == told[-1][1]
 
 
 def test_a_long_clip_begins_as_the_short_one(pipe, monkeypatch):
