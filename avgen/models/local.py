@@ -89,7 +89,7 @@ class _Mix(torch.autograd.Function):
         return out.type_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, taps, index, there = ctx.saved_tensors
         weights, wide, grad = UNIT * taps.float(), x.float(), grad.float()
         back = grad * (1 + weights[0])
