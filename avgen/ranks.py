@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+
+PATIENCE = timedelta(days=7)  # processes that share a job wait for the slowest, which may have much more to do
+
+
+def cores() -> int:
+    """That this process may use: fewer than the machine has, in containers and under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def this_process() -> PartialState:
@@ -14,4 +24,4 @@ def this_process() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -35,6 +35,12 @@ class CompareConfig:
     resamples: int = 2000  # of the bootstrap
     seed: int = 0  # of the bootstrap
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} cannot be negative")
+        if self.resamples < 1:
+            raise ValueError(f"resamples={self.resamples} must be at least 1")
+
 
 @dataclass(frozen=True)
 class Comparison:

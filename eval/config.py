@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avgen.ranks import cores
 from eval.metric import Setup
 
 
@@ -24,13 +26,13 @@ class EvalConfig:
     seed: int = 0  # of the shifts of the nulls and of the bootstrap
     resamples: int = 2000  # of the bootstrap
     least: int = 20  # prompts that a category needs for its score to be shown as one
-    workers: int = 0  # processes that score clips; 0: one per core
-    device: str = "cpu"  # of metrics that run a network
+    workers: int = 0  # processes that score clips; 0: one per core, or one where networks run on a GPU
+    device: str = "cpu"  # of metrics that run a network; cuda: of several processes of a launcher each takes its own
     weights: dict[str, str] = field(default_factory=dict)  # metric group -> model id or folder, where not the default
     cache: Path | None = None  # folder of finished measurements; default: cache/ in out
 
     def __post_init__(self) -> None:
-        for name, least in (("resamples", 100), ("least", 1), ("workers", 0)):
+        for name, least in (("resamples", 100), ("least", 1), ("workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.limit is not None and self.limit < 1:
@@ -38,4 +40,11 @@ class EvalConfig:
 
     @property
     def setup(self) -> Setup:
-        return Setup(self.device, self.weights)
+        own = os.environ.get("LOCAL_RANK")
+        return Setup(f"cuda:{own}" if self.device == "cuda" and own else self.device, self.weights)
+
+    @property
+    def processes(self) -> int:
+        """That score clips here, beside those of other ranks on this machine."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return self.workers or (max(1, cores() // here) if self.device == "cpu" else 1)

@@ -45,22 +45,24 @@ class Source:
 
     def load(self, kind: str, **options: Any) -> Any:
         """The transformers class `kind`, from here: a model on the device and in eval mode, or a processor."""
-        return loaded(kind, self.place, self.device, self.group, tuple(sorted(options.items())))
+        found = loaded(kind, self.place, self.device, self.group, tuple(sorted(options.items())))
+        if isinstance(found, str):
+            raise Skipped(found)
+        return found
 
 
 @lru_cache(maxsize=32)
 def loaded(kind: str, place: str, device: str, group: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    """The thing, or why it cannot be had, which is not asked for again at the next clip."""
     import transformers
 
     if not hasattr(transformers, kind):
-        raise Skipped(f"transformers {transformers.__version__} has no {kind}: install a newer one")
+        return f"transformers {transformers.__version__} has no {kind}: install a newer one"
     try:
         made = mended(getattr(transformers, kind)).from_pretrained(place, **dict(options))
     except (OSError, ImportError) as error:
         said = " ".join(str(error).split())[:200]
-        raise Skipped(
-            f"{kind} of {place!r} cannot be loaded; give weights.{group}=FOLDER, or fetch it: {said}"
-        ) from error
+        return f"{kind} of {place!r} cannot be loaded; give weights.{group}=FOLDER, or fetch it: {said}"
     return made.to(device).eval() if isinstance(made, torch.nn.Module) else made
 
 

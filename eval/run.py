@@ -6,11 +6,13 @@ together from them at the end, in the suite's order. So a run that was killed an
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -93,8 +95,7 @@ def evaluate(config: EvalConfig, console: Any = None) -> dict[str, Any]:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     config.out.mkdir(parents=True, exist_ok=True)
     mine = range(rank, len(plan.jobs), ranks)
-    workers = config.workers or os.cpu_count() or 1
-    fresh = fill(plan, mine, workers, console if rank == 0 else None)
+    fresh = fill(plan, mine, config.processes, console if rank == 0 else None)
     if ranks > 1:
         from avgen.ranks import this_process
 
@@ -102,7 +103,7 @@ def evaluate(config: EvalConfig, console: Any = None) -> dict[str, Any]:
         if rank > 0:
             return {}
         # what other ranks measured and did not keep is measured again: a failure is told by whoever reports it
-        fresh |= fill(plan, [i for i in range(len(plan.jobs)) if i not in mine], workers, None)
+        fresh |= fill(plan, [i for i in range(len(plan.jobs)) if i not in mine], config.processes, None)
     return written(config, plan, fresh)
 
 
@@ -110,10 +111,10 @@ def fill(plan: Plan, places: Sequence[int], workers: int, console: Any) -> dict[
     """Measure what the cache lacks; returns what was measured now, failures included."""
     from rich.progress import Progress
 
-    tasks, owners, known = [], [], {}
+    tasks, owners = [], []
     for i in places:
-        known[i] = read_entry(plan.entry(plan.jobs[i]))
-        missing = distinct(cell for cell in plan.cells[i] if cell.key not in known[i].results)
+        known = read_entry(plan.entry(plan.jobs[i]))
+        missing = distinct(cell for cell in plan.cells[i] if cell.key not in known.results)
         if missing:
             tasks.append((plan.jobs[i], missing))
             owners.append(i)
@@ -126,7 +127,7 @@ def fill(plan: Plan, places: Sequence[int], workers: int, console: Any) -> dict[
                 lost = {"value": None, "status": "failed", "reason": scored.reason}
                 scored = Scored({cell.key: lost for cell in tasks[at][1]}, {}, {})
             fresh[place] = scored
-            write_entry(plan.entry(plan.jobs[place]), known[place], scored)
+            write_entry(plan.entry(plan.jobs[place]), scored)
             bar.advance(clips)
     return fresh
 
@@ -143,20 +144,34 @@ def read_entry(path: Path) -> Scored:
     return Scored(said["results"], said["media"], said["cost_s"])
 
 
-def write_entry(path: Path, before: Scored, now: Scored) -> None:
-    """Under another name first: a kill leaves the old entry or the new one."""
+def write_entry(path: Path, now: Scored) -> None:
+    """Beside what is known by now, to others that share the cache too; under another name first: a kill leaves the old
+    entry or the new one."""
     kept = {key: cell for key, cell in now.results.items() if cell["status"] in KEPT}
     if not kept:
         return
-    said = {
-        "results": {**before.results, **kept},
-        "media": now.media or before.media,
-        "cost_s": {**before.cost_s, **now.cost_s},
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.{os.getpid()}.part")
-    draft.write_text(json.dumps(said), encoding="utf-8")
-    draft.replace(path)
+    with one_at_a_time(path.parent):
+        before = read_entry(path)
+        said = {
+            "results": {**before.results, **kept},
+            "media": now.media or before.media,
+            "cost_s": {**before.cost_s, **now.cost_s},
+        }
+        draft = path.with_name(f".{path.stem}.{os.getpid()}.part")
+        draft.write_text(json.dumps(said), encoding="utf-8")
+        draft.replace(path)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of the processes that write into a folder."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def written(config: EvalConfig, plan: Plan, fresh: Mapping[int, Scored]) -> dict[str, Any]:

@@ -55,6 +55,10 @@ class SelftestConfig:
     def __post_init__(self) -> None:
         if self.clips < 4:
             raise ValueError(f"clips={self.clips} must be at least 4: fewer cannot tell a dose from none")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"fps={self.fps} must lie in (0, 1000]")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} cannot be negative")
         if self.duration_s < 2.5:
             raise ValueError(f"duration_s={self.duration_s} must be at least 2.5: shifts go up to a second")
         wrong = [name for name in self.faults if name not in ladder(self.fps)]

@@ -44,7 +44,7 @@ R = TypeVar("R")
 
 REPORT = "report.json"
 CAPTIONS = "captions"  # in the store's folder until it is finished
-CLIP_TROUBLE = (MediaError, FileNotFoundError, PermissionError, IsADirectoryError, NotFinite)  # of one clip alone
+CLIP_TROUBLE = (MediaError, OSError, NotFinite)  # of one clip alone; a shard without one good clip ends the command
 EXAMPLES = (
     "avgen prepare clips.csv out=latents 'windows.shapes=[{height: 32, width: 32, fps: 8, duration_s: 2}]'",
     "avgen prepare clips.csv codec=wan21 text.path=google/umt5-xxl out=latents verify=true ...",

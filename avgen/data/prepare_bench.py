@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 
 from avgen import command
-from avgen.data.doctor.crew import cores
 from avgen.data.manifest import Captions, Record, write_manifest
 from avgen.data.media import write_clip
 from avgen.data.prepare import REPORT, Place, PrepareConfig, prepare
 from avgen.data.windows import WindowRule, WindowShape
 from avgen.models.codec_files import CodecConfig, CodecFiles
+from avgen.ranks import cores
 from avgen.types import Clip
 
 LATE = ("lance.file", "lance.fragment", "av.video.reformatter", "scipy.signal", "avgen.models.opening")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,11 +25,20 @@ def context() -> ForkServerContext:
 
     A process has one such server. Where something else has started it, readers import what it lacks.
     """
+    _as_many_files_as_allowed()
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["avgen.data.reading_server"])
     with _one_thread_each():
         forkserver.ensure_running()
     return found
+
+
+def _as_many_files_as_allowed() -> None:
+    """Every tensor that a reader has handed over and nobody has fetched is an open file, of which a shell usually
+    allows 1,024: one too many is lost without a word, and its step is waited for for ever."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def begin(worker: int = 0) -> None:

@@ -194,8 +194,22 @@ class StoreWriter:
             fragments.append(FragmentMetadata(len(fragments), [file], record.rows))
         about = {"header": json.loads(self.header.to_json()), "totals": totals._asdict()}
         operation = lance.LanceOperation.Overwrite(kind.with_metadata({HEADER: json.dumps(about).encode()}), fragments)
-        lance.LanceDataset.commit(str(self.folder), operation)
+        try:
+            lance.LanceDataset.commit(str(self.folder), operation)
+        except OSError:  # of two processes that finish together one comes second
+            if not self._finished_as(about):
+                raise
         return totals
+
+    def _finished_as(self, about: Mapping[str, Any]) -> bool:
+        """Whether the store is there by now, as it is to be."""
+        import lance
+
+        try:
+            said = lance.dataset(str(self.folder)).schema.metadata or {}
+        except (OSError, ValueError):
+            return False
+        return bool(said.get(HEADER) == json.dumps(about).encode())
 
 
 class Notes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +16,7 @@ import torch
 
 from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
 from avgen.data.toybox.world import Split, render_facts
+from avgen.ranks import cores
 from avgen.sample.inputs import Form, GivenMedia, Request
 from avgen.sample.judge import Read
 from avgen.sample.method import Method
@@ -132,11 +132,6 @@ def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[R
 
 def usual_processes(cpu: bool) -> int:
     return min(cores(), MOST_PROCESSES) if cpu else 1
-
-
-def cores() -> int:
-    """That this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _pipeline: AVPipeline  # of a process of the crew

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import copysign, inf, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -62,7 +62,8 @@ class Difference(NamedTuple):
     def between(cls, ours: Sequence[float], theirs: Sequence[float]) -> Difference:
         error = sqrt(stdev(ours) ** 2 / len(ours) + stdev(theirs) ** 2 / len(theirs))
         apart = mean(ours) - mean(theirs)
-        return cls(mean(ours), mean(theirs), stdev(ours), stdev(theirs), apart / error if apart else 0.0)
+        errors = apart / error if error else copysign(inf, apart) if apart else 0.0
+        return cls(mean(ours), mean(theirs), stdev(ours), stdev(theirs), errors)
 
 
 def losses(folder: Path, held_out: Source, clips: int, tasks: Sequence[str]) -> Losses:

@@ -33,6 +33,11 @@ class ToyboxShape:
     duration_s: float  # of every clip
 
 
+def _check_workers(count: int) -> None:
+    if count < 0:
+        raise ValueError(f"workers={count} cannot be negative; 0 reads in the training process")
+
+
 @dataclass(frozen=True)
 class ToyboxData:
     """Clips of the embedded world, encoded on the fly."""
@@ -56,6 +61,7 @@ class ToyboxData:
         if min(shares.values()) < 0 or sum(shares.values()) > 1:
             said = ", ".join(f"{name}={value}" for name, value in shares.items())
             raise ValueError(f"{said}: each must be at least 0 and all together at most 1")
+        _check_workers(self.workers)
 
     @property
     def worlds(self) -> tuple[ToyboxConfig, ...]:
@@ -108,6 +114,7 @@ class StoreData:
             raise ValueError(f"held_out_share={self.held_out_share} must lie in [0, 1)")
         if self.held_out is None and self.held_out_share == 0:
             raise ValueError("held_out_share=0 leaves nothing to judge a run by: raise it, or give held_out, a store")
+        _check_workers(self.workers)
 
     @property
     def forms(self) -> tuple[Shape, ...]:
@@ -143,6 +150,7 @@ class PairsData:
     def __post_init__(self) -> None:
         if not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share={self.held_out_share} must lie between 0 and 1: a run must be judged")
+        _check_workers(self.workers)
 
     @property
     def forms(self) -> tuple[Shape, ...]:
@@ -257,8 +265,11 @@ class OptimizerConfig:
         for name in ("lr", "muon_lr", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps} cannot be negative")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)}: each must lie in [0, 1)")
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied by at a step (the first is 0) of a run of so many steps."""

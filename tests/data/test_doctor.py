@@ -410,3 +410,25 @@ def test_onsets_tied_to_motion_are_told_from_music_more_often_than_not():
     for tie, broken in ((0.2, True), (5.0, False), (None, False)):
         rule_names = [f.rule for f in rules.findings(Record(Path("c"), captions=Captions(("x",))), Measures(tie=tie))]
         assert ("untied" in rule_names) is broken
+
+
+def test_brackets_in_names_and_captions_are_what_they_are(tmp_path, capsys):
+    write_clip(tmp_path / "a [bC].mp4", lively(2.0))
+    rows = [{"path": "a [bC].mp4", "caption": "x [/INST]"}, {"path": "x" * 300 + ".mp4", "caption": "x [/INST]"}]
+    (tmp_path / "c [bC].jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [str(tmp_path / "c [bC].jsonl"), "workers=1", "rules.caption_common.clips=1"]
+    assert command.run(main, words) == command.INCOMPLETE
+    said = capsys.readouterr().err
+    assert "a [bC].mp4" in said
+    assert "c [bC].doctor" in said
+
+
+def test_folders_whose_names_end_alike_have_reports_of_their_own(tmp_path, monkeypatch):
+    for name in ("clips.v1", "clips.v2"):
+        (tmp_path / name).mkdir()
+        write_clip(tmp_path / name / "a.mp4", lively(2.0))
+        (tmp_path / name / "a.txt").write_text("waves")
+        assert main([str(tmp_path / name), "workers=1"]) == 0
+    monkeypatch.chdir(tmp_path / "clips.v1")
+    assert main([".", "workers=1"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"clips.v1", "clips.v2", "clips.v1.doctor", "clips.v2.doctor"}

@@ -15,6 +15,7 @@ from PIL import Image
 from avgen.data.media import probe, read_audio, read_clip, read_image, unit_count, write_clip, write_wav
 from avgen.data.media.picture import Renderer
 from avgen.data.media.sound import mix_matrix, resample
+from avgen.data.media.source import exact_seconds
 from avgen.types import Clip
 from tests.conftest import CLIPS
 from tests.data.media_grid import Case, chirp, find, measure, write_case
@@ -441,3 +442,11 @@ def test_real_clips(name):
     native = read_clip(path, 0.5, 1.5, video=False).clip.audio  # near enough to the top to be decoded from it
     np.testing.assert_allclose(native, wave[:, rate // 2 - first : rate // 2 + rate - first], atol=1e-6)
     assert info.audio.start_s == pytest.approx(first / rate, abs=1e-6)
+
+
+@pytest.mark.parametrize(("fps", "seconds", "count"), [(15, Fraction(5, 2), 38), (25, Fraction(1, 2), 13)])
+def test_a_windows_length_does_not_depend_on_where_it_begins(fps, seconds, count):
+    """Where frames times seconds ends in a half, rounding the ends of a window would cost some of them a frame."""
+    for k in range(1, 50):
+        for start in (Fraction(k, 9_999_991), 5 - Fraction(k, 9_999_991)):
+            assert unit_count(exact_seconds(start), exact_seconds(start + seconds), fps) == count

@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -318,3 +320,36 @@ def test_a_window_past_the_end_of_its_own_sound_file_has_no_sound_there(clips, t
     assert store.totals.rows == 3
     masks = StoreSource((store,)).batch([0, 1, 2]).audio.mask().any(1)
     assert masks.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a\0b.mp4"])
+def test_a_name_that_no_file_can_have_costs_its_clip_alone(clips, tmp_path, name):
+    rows = [{"path": str(clips / "1.mp4"), "caption": "tea"}, {"path": name, "caption": "odd"}]
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = settings(clips, tmp_path / "latents", manifest=tmp_path / "clips.jsonl", shard_clips=8)
+    assert prepare(config, quiet(), Place()) == 3
+    (lost,) = json.loads((config.out / "report.json").read_text(encoding="utf-8"))["lost"]
+    assert lost["clip"] == 1
+    assert {row["clip"] for row in everything(Store.open(config.out))} == {0}
+
+
+def test_of_two_that_finish_together_the_second_accepts_what_the_first_wrote(clips, tmp_path, monkeypatch):
+    lance = pytest.importorskip("lance")
+    commit = lance.LanceDataset.commit
+
+    def late(*words, **more):
+        commit(*words, **more)
+        raise OSError("Dataset already exists")
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", late)
+    assert prepare(settings(clips, tmp_path / "latents"), quiet(), Place()) == 0
+
+
+def test_as_many_tensors_may_wait_as_the_system_allows():
+    """A shell's 1,024 open files are soon used up by what readers have handed over and nobody has fetched."""
+    code = (
+        "import resource; from avgen.data.readers import context; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); context();"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

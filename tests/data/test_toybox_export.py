@@ -81,6 +81,8 @@ def test_clips_of_two_worlds_are_not_mixed(tmp_path, capsys):
         (["export", "out=x", "world.fsp=3"], "world.fps"),
         (["export", "out=x", "world.duration_s=0.1"], "duration_s=0.1"),
         (["export", "out=x", "many"], "key=value"),
+        (["export", "out=x", "world.scenes=[single"], "are brackets and quotes closed?"),
+        (["export", "out=x", "first=3000000000"], "first=3000000000 must lie between"),
         (["preview", "out=x.jpg"], ".png"),
         (["check", "through=fog"], "blur"),
     ],
@@ -114,3 +116,9 @@ def test_preview_is_a_picture(tmp_path):
     with Image.open(tmp_path / "some" / "toys.png") as picture:
         assert picture.width == 1400
         assert len(picture.getcolors(1 << 20)) > 50
+
+
+def test_a_folder_of_other_clips_is_refused(tmp_path, capsys):
+    (tmp_path / "manifest.jsonl").write_text('{"name": "00000_s0", "prompt": "made by a model"}\n')
+    assert run(main, ["export", f"out={tmp_path}", "n=1"]) == 2
+    assert "lists clips of another world" in capsys.readouterr().err

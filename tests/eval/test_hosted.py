@@ -16,7 +16,7 @@ import pytest
 from avgen.data.toybox import Toybox, ToyboxConfig
 from eval import hosted
 from eval.hosted import Source
-from eval.metric import ClipMetric, SetMetric, Setup, measure
+from eval.metric import ClipMetric, SetMetric, Setup, Skipped, measure
 from eval.metrics import judge, transcript, windows
 from eval.record import Check, Prompt, Utterance
 from eval.registry import GROUPS, chosen
@@ -167,6 +167,26 @@ def test_missing_weights_are_skipped_and_say_what_to_do(tmp_path: Path) -> None:
     found = measure(metric("clap.text_audio", {"clap": str(tmp_path)}), take_of(0))
     assert found.status == "skipped"
     assert "weights.clap=" in found.reason
+
+
+def test_missing_weights_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a wall that drops packets every question takes half a minute."""
+    import transformers
+
+    asked = []
+
+    class Absent:
+        @classmethod
+        def from_pretrained(cls, place: str, **options: object) -> None:
+            asked.append(place)
+            raise OSError("no route")
+
+    monkeypatch.setattr(transformers, "AbsentModel", Absent, raising=False)
+    source = Source("clip", "nobody/nothing", "cpu", "")
+    for _ in range(2):
+        with pytest.raises(Skipped, match=r"weights\.clip=FOLDER, or fetch it: no route"):
+            source.load("AbsentModel")
+    assert len(asked) == 1
 
 
 def test_windows_follow_their_definition() -> None:

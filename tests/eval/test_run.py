@@ -21,7 +21,7 @@ from avgen.data.toybox import ToyboxConfig, parse, render_facts
 from avgen.types import Clip
 from eval import registry, run
 from eval.config import EvalConfig
-from eval.score import Scorer
+from eval.score import Scored, Scorer
 from eval.suites import read_suite
 from tests.conftest import ROOT
 
@@ -273,6 +273,7 @@ def test_a_javisbench_file_and_its_numbered_clips_are_scored_end_to_end(
         (["clips=/no/such/folder"], "clips=/no/such/folder: no such folder"),
         (["suite=javis"], "the nearest is javisbench"),
         (["limit=0"], "limit=0 must be at least 1"),
+        (["seed=-1"], "seed=-1 must be at least 0"),
         (["metrics=[sync.ofset_s]"], "sync has"),
         (["metrics=[loudnes]"], "the nearest is loudness"),
     ],
@@ -329,3 +330,23 @@ def test_a_strict_licence_refuses_what_is_in_the_cache_too(shaded: EvalConfig) -
     strict = run.evaluate(replace(shaded, strict_licence=True))["metrics"]["shades.closed"]["n"]
     assert (strict["ok"], strict["skipped"]) == (0, 4)
     assert run.evaluate(shaded)["metrics"]["shades.closed"]["n"]["ok"] == 4
+
+
+def test_two_runs_that_share_a_cache_keep_each_others_results(tmp_path: Path) -> None:
+    entry = tmp_path / "ab" / "abcd.json"
+    ok = {"value": 1.0, "status": "ok", "reason": ""}
+    run.write_entry(entry, Scored({"one": ok}, {"fps": 8}, {"one": 0.1}))
+    run.write_entry(entry, Scored({"other": ok, "lost": {**ok, "status": "failed"}}, {}, {"other": 0.2}))
+    assert run.read_entry(entry) == Scored({"one": ok, "other": ok}, {"fps": 8}, {"one": 0.1, "other": 0.2})
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["abcd.json"]
+
+
+def test_ranks_take_a_gpu_each_and_share_the_cores(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.config.cores", lambda: 64)
+    cpu, gpu = (config(toys, tmp_path, workers=0, device=device) for device in ("cpu", "cuda"))
+    assert (cpu.processes, gpu.processes, gpu.setup.device) == (64, 1, "cuda")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert (cpu.processes, gpu.processes, gpu.setup.device) == (8, 1, "cuda:1")
+    assert config(toys, tmp_path, device="cuda:3").setup.device == "cuda:3"
+    assert run.planned(gpu).scorer.setup.device == "cuda:1"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,16 @@ from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.rng import noise_like, uniforms
 from avgen.train import checkpoint
-from avgen.train.config import LoraConfig, OptimizerConfig, PartRates, TrackingConfig
+from avgen.train.compare import Difference
+from avgen.train.config import (
+    LoraConfig,
+    OptimizerConfig,
+    PairsData,
+    PartRates,
+    StoreData,
+    ToyboxData,
+    TrackingConfig,
+)
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import reproducible
 from avgen.train.run import export, prepare, save
@@ -253,3 +265,24 @@ def test_the_export_is_the_average_and_leaves_the_run_as_it_was(tmp_path):
     assert same(before, run.model.state_dict())
     assert same(dict(exported.named_parameters()), run.average.weights)
     assert not same(dict(exported.named_parameters()), dict(run.model.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: OptimizerConfig(betas=(0.9, 1.0)), "betas=[0.9, 1.0]: each must lie in [0, 1)"),
+        (lambda: OptimizerConfig(weight_decay=-0.1), "weight_decay=-0.1 cannot be negative"),
+        (lambda: ToyboxData(workers=-1), "workers=-1 cannot be negative"),
+        (lambda: StoreData("latents", workers=-1), "workers=-1 cannot be negative"),
+        (lambda: PairsData(Path("pairs"), Path("model"), workers=-1), "workers=-1 cannot be negative"),
+    ],
+)
+def test_numbers_that_torch_would_refuse_are_refused_first(made, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        made()
+
+
+def test_ways_without_any_spread_differ_by_more_than_any_error():
+    same, apart = Difference.between([1.0, 1.0], [1.0, 1.0]), Difference.between([1.0, 1.0], [2.0, 2.0])
+    assert same.errors == 0
+    assert apart.errors == -math.inf

@@ -15,11 +15,12 @@ from avgen import command
 from avgen.data.doctor.cache import Cache
 from avgen.data.doctor.config import DoctorConfig
 from avgen.data.doctor.copies import Copies
-from avgen.data.doctor.crew import Crew, Lost, cores
+from avgen.data.doctor.crew import Crew, Lost
 from avgen.data.doctor.measure import Measures, measure
 from avgen.data.doctor.report import Patient, Report, strip_of, table, write_json, write_page
 from avgen.data.doctor.rules import CaptionCommon, Finding, shorten
 from avgen.data.manifest import BadRow, Record, copy_rows, manifest_file, scan_manifest
+from avgen.ranks import cores
 
 Findings = dict[int, list[Finding]]
 
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         f"flagged. {out / 'report.html'} shows them, {report.clean} lists the kept",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
     return command.INCOMPLETE if report.unreadable else 0
 
@@ -69,7 +71,8 @@ def examine(config: DoctorConfig, console: Any) -> tuple[Report, Path]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     source = manifest_file(config.manifest)
-    out = config.out or source.absolute().parent / f"{source.stem}.doctor"
+    named = source.resolve().name if source.is_dir() else source.stem
+    out = config.out or source.resolve().parent / f"{named}.doctor"
     out.mkdir(parents=True, exist_ok=True)
     total = sum(1 for _ in scan_manifest(source))
     if not total:

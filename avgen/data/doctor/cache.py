@@ -44,6 +44,9 @@ def _key(record: Record) -> str:
     stamps: list[object] = [VERSION, record.start_s, record.end_s]
     for path in (record.path, record.audio_path):
         if path is not None:
-            state = path.stat() if path.exists() else None
-            stamps += [str(path.absolute()), state and (state.st_size, state.st_mtime_ns)]
+            try:
+                state = path.stat()
+                stamps += [str(path.absolute()), (state.st_size, state.st_mtime_ns)]
+            except OSError:  # not there, too long a name, no permission: measuring it will say so
+                stamps += [str(path.absolute()), None]
     return json.dumps(stamps)

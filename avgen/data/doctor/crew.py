@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +26,6 @@ class _Worker:
     ready: bool = False  # started, and what it needs imported
     task: Any = None  # its key, while it works
     since: float = 0.0
-
-
-def cores() -> int:
-    """Those this process may use: fewer than the machine has, in containers and under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Crew:

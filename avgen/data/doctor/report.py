@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from avgen import __version__
@@ -94,7 +95,7 @@ def table(report: Report) -> Table:
     for rule, (action, count) in report.counts().items():
         if count:
             name, reason = examples[rule]
-            shown.add_row(rule, str(count), action, shorten(f"{name}: {legible(reason)}", 160))
+            shown.add_row(rule, str(count), action, escape_markup(shorten(f"{name}: {legible(reason)}", 160)))
     return shown
 
 

@@ -85,8 +85,11 @@ class MediaInfo:
 
 
 def exact_seconds(seconds: float | Fraction) -> Fraction:
-    """Seconds as a fraction, so that 3 / 29.97 is the frame time that was meant and not its nearest float."""
-    return Fraction(seconds).limit_denominator(10_000_000)
+    """Seconds as a fraction, so that 3 / 29.97 is the frame time that was meant and not its nearest float.
+
+    A fraction is exact already: to round the ends of a window would change how many frames lie between them.
+    """
+    return seconds if isinstance(seconds, Fraction) else Fraction(seconds).limit_denominator(10_000_000)
 
 
 def exact_fps(fps: float | Fraction) -> Fraction:

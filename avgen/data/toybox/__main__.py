@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from avgen.command import field_comments, run
 from avgen.config import UNSET, ConfigError, build, leaves, to_plain, type_name
 from avgen.data.toybox.check import CheckConfig, check, table
-from avgen.data.toybox.world import Split, Toybox, ToyboxConfig, ToyClip
+from avgen.data.toybox.world import LENGTH, Split, Toybox, ToyboxConfig, ToyClip
 
 T = TypeVar("T")
 
@@ -33,8 +33,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n={self.n} must be at least 1")
-        if self.first < 0:
-            raise ValueError(f"first={self.first} must not be negative")
+        if not 0 <= self.first <= LENGTH - self.n:
+            raise ValueError(f"first={self.first} must lie between 0 and {LENGTH - self.n}: there are {LENGTH} clips")
 
     @property
     def toybox(self) -> Toybox:
@@ -161,9 +161,9 @@ def _whole_lines(folder: Path, fingerprint: str) -> dict[int, dict[str, Any]]:
         return {}
     whole: dict[int, dict[str, Any]] = {}
     for line in _lines(path):
-        if line["world"] != fingerprint:
+        if line.get("world") != fingerprint:
             raise ValueError(
-                f"{path} lists clips of another world (fingerprint {line['world']}, this one is {fingerprint}):"
+                f"{path} lists clips of another world (fingerprint {line.get('world')}, this one is {fingerprint}):"
                 " give another out=, or the seed, split and world.* they were made with"
             )
         file = folder / line["path"]
@@ -193,11 +193,19 @@ def _write_manifest(folder: Path, lines: dict[int, dict[str, Any]]) -> None:
 
 def _configured(cls: type[T], overrides: Sequence[str]) -> T:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     for word in overrides:
         if "=" not in word:
             raise ConfigError("", f"{word!r} is not key=value; `avgen toybox --help` lists the keys")
-    mapping: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    try:
+        mapping: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (YAMLError, OmegaConfBaseException) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(
+            "", f"{' '.join(overrides)}: cannot be read ({said}); are brackets and quotes closed?"
+        ) from error
     return build(cls, mapping)
 
 

@@ -130,6 +130,9 @@ def render(scene: Scene, config: ToyboxConfig) -> ToyClip:
     return ToyClip(clip, caption(facts, scene.wording), scene, events(scene, config.duration_s), facts)
 
 
+LENGTH = 2**31  # clips of a world
+
+
 @dataclass(frozen=True)
 class Toybox:
     """A map-style dataset without end worth mentioning; item i is the same in every process.
@@ -141,7 +144,7 @@ class Toybox:
     config: ToyboxConfig = ToyboxConfig()
     split: Split = "train"
     seed: int = 0
-    length: int = 2**31
+    length: int = LENGTH
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
