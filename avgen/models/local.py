@@ -69,7 +69,8 @@ class Local(nn.Module):
 
     def forward(self, x: Tensor, beside: Neighbourhood) -> Tensor:
         """(B, N, D) of all the stream's tokens"""
-        return _Mix.apply(x, self.taps, beside.index, beside.there)
+        mixed: Tensor = _Mix.apply(x.float(), self.taps.float(), beside.index, beside.there)
+        return mixed.type_as(x)
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:
@@ -77,28 +78,32 @@ def _taken(x: Tensor, index: Tensor) -> Tensor:
 
 
 class _Mix(torch.autograd.Function):
-    """Neighbours are mutual, so the backward pass reads them as the forward one does: a gather's adds by atomics."""
+    """Neighbours are mutual, so the backward pass reads them as the forward one does: a gather's adds by atomics.
+
+    All in float32, cast outside: where `forward` itself ended in a cast that changed nothing, torch 2.11 compiled a
+    backward pass of zeros.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor, index: Tensor, there: Tensor) -> Tensor:
         ctx.save_for_backward(x, taps, index, there)
-        weights, wide = UNIT * taps.float(), x.float()
-        out = wide * (1 + weights[0])
+        weights = UNIT * taps
+        out = x * (1 + weights[0])
         for k in range(NEIGHBOURS):
-            out = out + _taken(wide, index[..., k]) * there[..., k, None] * weights[1 + k]
-        return out.type_as(x)
+            out = out + _taken(x, index[..., k]) * there[..., k, None] * weights[1 + k]
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, taps, index, there = ctx.saved_tensors
-        weights, wide, grad = UNIT * taps.float(), x.float(), grad.float()
+        weights = UNIT * taps
         back = grad * (1 + weights[0])
         for k in range(NEIGHBOURS):
             opposite = k ^ 1
             back = back + _taken(grad, index[..., opposite]) * there[..., opposite, None] * weights[1 + k]
         if not ctx.needs_input_grad[1]:
-            return back.type_as(x), None, None, None
-        by_tap = [(grad * wide).sum((0, 1))]
+            return back, None, None, None
+        by_tap = [(grad * x).sum((0, 1))]
         for k in range(NEIGHBOURS):
-            by_tap.append((grad * _taken(wide, index[..., k]) * there[..., k, None]).sum((0, 1)))
-        return back.type_as(x), (UNIT * torch.stack(by_tap)).type_as(taps), None, None
+            by_tap.append((grad * _taken(x, index[..., k]) * there[..., k, None]).sum((0, 1)))
+        return back, UNIT * torch.stack(by_tap), None, None

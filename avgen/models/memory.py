@@ -72,7 +72,7 @@ def tower_layer(tower: TowerConfig, b: int, s: StreamShape, text: int, n: Numeri
     read = normed + n.head(rows, d) + caption + output + rows * d * act  # captions are always masked
     think = n.modulated(rows, d, s.levels) + 2 * rows * tower.mlp_width * act + n.gated(rows, d, s.levels)
     tables = 2 * 4 * 6 * b * s.levels * d
-    beside = tower.local * 2 * rows * d * act  # what takes in its neighbours, before attention and before the MLP
+    beside = tower.local * 2 * rows * d * 4  # what takes in its neighbours, before attention and before the MLP
     return StageBytes(itself + read + think + tables + beside, rows * d * act, 2 * output)
 
 
