@@ -23,7 +23,7 @@ VOCABULARY = 257
 # Runs of bytes that end at a place, hashed into one table: words are told apart from the first step, where bytes alone
 # must first be put together by the layers (Pagnoni et al. 2024, Byte Latent Transformer, section 3.2.1).
 GRAMS = (3, 5)
-GRAM_ROWS = 1536  # so many that the toy stays under four million weights
+GRAM_ROWS = 1792  # so many that the toy stays under four million weights
 
 
 @runtime_checkable
