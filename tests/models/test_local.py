@@ -88,3 +88,19 @@ def test_a_fresh_one_changes_nothing() -> None:
     stream = batch().streams["video"]
     x = torch.randn(2, stream.x.shape[1], 8)
     assert torch.equal(Local(8)(x, neighbourhood(stream)), x)
+
+
+@pytest.mark.slow
+def test_compiled_it_has_its_gradient() -> None:
+    """A cast that changed nothing, at the end of the function's forward, was compiled to a backward pass of zeros."""
+    stream = batch().streams["video"]
+    near, local = neighbourhood(stream), Local(8)
+    torch.nn.init.normal_(local.taps, std=0.1, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, stream.x.shape[1], 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    torch.compiler.reset()
+    found = [
+        torch.autograd.grad(run(x, near).square().sum(), (x, local.taps))
+        for run in (local, torch.compile(local, fullgraph=True))
+    ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
