@@ -102,5 +102,5 @@ def test_compiled_it_has_its_gradient() -> None:
         torch.autograd.grad(run(x, near).square().sum(), (x, local.taps))
         for run in (local, torch.compile(local, fullgraph=True))
     ]
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+    for eager, fast in zip(*found, strict=True):
+        assert (eager - fast).abs().max() <= 2e-5 * eager.abs().max()
