@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
+OPEN_FILES = 65_536  # that readers and the training process may each have, where the system lets them
 # of torch and of the libraries under numpy: idle threads that spin in a worker take the training step's cores
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -37,8 +38,9 @@ def _as_many_files_as_allowed() -> None:
     """Every tensor that a reader has handed over and nobody has fetched is an open file, of which a shell usually
     allows 1,024: one too many is lost without a word, and its step is waited for for ever."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def begin(worker: int = 0) -> None:
