@@ -1,4 +1,4 @@
-"""Text as files hold it: prompts that people wrote; JSON, one object a line, appended to by several processes."""
+"""What files hold: prompts that people wrote; JSON, one object a line, appended to by several processes; a hash."""
 
 from __future__ import annotations
 

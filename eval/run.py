@@ -20,6 +20,7 @@ from typing import Any
 
 from avgen import __version__
 from avgen.config import to_plain
+from avgen.lines import file_hash
 from eval import registry
 from eval.clips import Found, find_clips
 from eval.config import EvalConfig
@@ -83,10 +84,7 @@ def jobs_of(found: Sequence[Found], prompts: Mapping[str, Prompt]) -> tuple[Job,
 
 def sha256(path: Path) -> str:
     """Of a file; "" where there is none, which scoring will report."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path) if path.is_file() else ""
 
 
 def evaluate(config: EvalConfig, console: Any = None) -> dict[str, Any]:

@@ -192,8 +192,8 @@ class StoreWriter:
                 )
             file = DataFile(record.file, fields, fields, major, minor, file_size_bytes=record.bytes)
             fragments.append(FragmentMetadata(len(fragments), [file], record.rows))
-        about = {"header": json.loads(self.header.to_json()), "totals": totals._asdict()}
-        operation = lance.LanceOperation.Overwrite(kind.with_metadata({HEADER: json.dumps(about).encode()}), fragments)
+        about = json.dumps({"header": json.loads(self.header.to_json()), "totals": totals._asdict()}).encode()
+        operation = lance.LanceOperation.Overwrite(kind.with_metadata({HEADER: about}), fragments)
         try:
             lance.LanceDataset.commit(str(self.folder), operation)
         except OSError:  # of two processes that finish together one comes second
@@ -201,7 +201,7 @@ class StoreWriter:
                 raise
         return totals
 
-    def _finished_as(self, about: Mapping[str, Any]) -> bool:
+    def _finished_as(self, about: bytes) -> bool:
         """Whether the store is there by now, as it is to be."""
         import lance
 
@@ -209,7 +209,7 @@ class StoreWriter:
             said = lance.dataset(str(self.folder)).schema.metadata or {}
         except (OSError, ValueError):
             return False
-        return bool(said.get(HEADER) == json.dumps(about).encode())
+        return said.get(HEADER) == about
 
 
 class Notes:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.lines import append_line, file_hash, whole_lines
+from avgen.lines import append_line, whole_lines
 from avgen.prefer.candidates import relative
-from avgen.prefer.pairs import PAIRS, Pair, Side, read_pairs, write_pairs
+from avgen.prefer.pairs import PAIRS, Pair, Side, read_pairs, require_unchanged, write_pairs
 
 ANSWERS = "answers.jsonl"
 CHOICES = ("a", "b", "tie", "unsure")
@@ -91,8 +91,8 @@ class Survey:
         for pair in self.pairs:
             for side in (pair.winner, pair.loser):
                 file = self.folder / side.file
-                if file.is_file() and file_hash(file) != side.sha256:
-                    raise ValueError(f"{file} is not the clip that was compared: evaluate the clips and mine again")
+                if file.is_file():
+                    require_unchanged(file, side.sha256)
         config.out.mkdir(parents=True, exist_ok=True)
         self.path = config.out / ANSWERS
         self.answers = whole_lines(self.path)

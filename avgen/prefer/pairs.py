@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avgen.config import ConfigError, build, to_plain
+from avgen.lines import file_hash
 from avgen.tasks import EVERYTHING, NAMED
 
 PAIRS = "pairs.jsonl"
 SCHEMA = 1
 Modality = Literal["video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
+
+
+def require_unchanged(file: Path, sha256: str) -> None:
+    """That another clip has taken the name of one that was compared is an error."""
+    if file_hash(file) != sha256:
+        raise ValueError(f"{file} is not the clip that was compared: evaluate the clips and mine again")
 
 
 @dataclass(frozen=True)

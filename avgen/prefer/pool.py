@@ -7,7 +7,6 @@ differs from the candidate in one thing alone, whether picture and sound belong 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from avgen import command
 from avgen.config import fingerprint
+from avgen.lines import file_hash
 from avgen.prefer.pairs import MODALITIES, ClipForm, generated
 from avgen.sample.jobs import FILE_KINDS, MANIFEST, SCHEMA, read_manifest
 from avgen.tasks import NAMED
@@ -174,8 +174,7 @@ def joined(asked: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def digest(file: Path) -> str:
     """So that a clip made of another file is not taken for this one."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()[:12]
+    return file_hash(file)[:12]
 
 
 def main(argv: list[str] | None = None) -> int:

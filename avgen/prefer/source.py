@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from avgen.data.buckets import Shape
 from avgen.data.stream import At, Order
-from avgen.lines import file_hash
 from avgen.models.text import toybox_bytes
-from avgen.prefer.pairs import Pair, Side
+from avgen.prefer.pairs import Pair, Side, require_unchanged
 from avgen.sample.inputs import Form, read_picture, read_sound
 from avgen.sample.pipeline import AVPipeline
 from avgen.tasks import NAMED, assign
@@ -78,8 +77,7 @@ def encoded(pair: Pair, file: Path, sha256: str, pipeline: AVPipeline) -> dict[s
         raise ValueError(
             f"{file}, a clip of prompt {pair.prompt!r}, is not there: put it back, or mine the pairs again"
         )
-    if file_hash(file) != sha256:
-        raise ValueError(f"{file} is not the clip that was compared: evaluate the clips and mine again")
+    require_unchanged(file, sha256)
     form, task, held = Form(**asdict(pair.form)), NAMED[pair.task], {}
     if task.video is not None:
         held["video"] = pipeline.encoded(pipeline.video_codec, read_picture(file, form, [])[0])

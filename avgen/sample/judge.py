@@ -140,10 +140,9 @@ class Judge:
         Clips 2 i and 2 i + 1 were made of the caption of item i, so that their sounds can be exchanged.
         """
         chosen = [self.items[i // 2] for i in range(len(made))]
-        paired = made[: len(made) // 2 * 2]
-        exchanged = self.agreement(paired, [made[i ^ 1] for i in range(len(paired))])
+        swapped = [made[i].with_sound_of(made[i ^ 1]) for i in range(len(made) // 2 * 2)]
         found = {
-            "sync": replace(self.agreement(made, made), null=exchanged.null),
+            "sync": self.agreement(made, swapped),
             **self.caption(made, chosen),
             "right": self.right(made, chosen, ("seen", "heard")),
         }
@@ -151,9 +150,10 @@ class Judge:
 
     def i2av(self, made: Sequence[Read]) -> dict[str, Counted]:
         ours, best = (self.first_frames(clips) for clips in (made, self.real))
+        swapped = [clip.with_sound_of(twin) for clip, twin in zip(made, self.twins, strict=True)]
         return {
             **{name: Counted(ours[name], best[name]) for name in ours},
-            "sync": self.agreement(made, self.twins),
+            "sync": self.agreement(made, swapped),
             **self.caption(made, self.items),
             "right": self.right(made, self.items, ("seen", "heard")),
         }
@@ -181,13 +181,12 @@ class Judge:
             "first frame >= 30 dB": [(float(value >= 30), 1.0) for value in psnr],
         }
 
-    def agreement(self, made: Sequence[Read], others: Sequence[Read]) -> Counted:
+    def agreement(self, made: Sequence[Read], swapped: Sequence[Read]) -> Counted:
         """Event-sync F1: events seen and heard within a frame of each other, of one kind and colour."""
 
         def counts(clips: Sequence[Read]) -> Counts:
             return [f1(clip.reading.agreement()) for clip in clips]
 
-        swapped = [clip.with_sound_of(other) for clip, other in zip(made, others, strict=True)]
         return Counted(counts(made), counts(self.real), counts(swapped))
 
     def against_truth(self, made: Sequence[Read], swapped: Sequence[Read], sense: Sense) -> dict[str, Counted]:

@@ -6,7 +6,6 @@ files people gave. The same request is not made twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen.data.contact_sheet import contact_sheet
+from avgen.lines import file_hash
 from avgen.sample.config import SampleConfig
 from avgen.sample.jobs import Job, finish, jobs_of, read_manifest, requests_of
 from avgen.sample.pipeline import AVPipeline
@@ -64,9 +64,7 @@ class Studio:
 
     def keep(self, path: Path) -> Path:
         """A copy that outlives the browser's upload, under a name that tells contents apart."""
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-        kept = self.out / "given" / f"{digest}_{path.name}"
+        kept = self.out / "given" / f"{file_hash(path)[:8]}_{path.name}"
         if not kept.exists():
             kept.parent.mkdir(exist_ok=True)
             partial = kept.with_name(f".{kept.name}.{threading.get_ident()}.part")
