@@ -62,7 +62,7 @@ def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterat
                 yield place, result
     finally:
         for worker in crew:
-            worker.process.terminate()
+            worker.process.kill()  # a milder signal can be lost on a process that has only just been started
             worker.process.join()
             worker.pipe.close()
 

@@ -8,10 +8,12 @@ import os
 import signal
 
 # Signals to a whole run are not for the server: without it readers that are still wanted count as dead. It ends when
-# the training process and its readers are gone.
+# the training process and its readers are gone. SIGTERM is held back instead of ignored: one that reaches a process in
+# its first instant, while it is as the server made it, waits until the process lets it through. Ignored, it was lost,
+# and whoever had sent it waited for that process for ever.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM}))
 
 import avgen.data.store_source  # noqa: E402
 import avgen.data.toybox_source  # noqa: E402, F401

@@ -7,11 +7,13 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from avgen.data import readers
 from avgen.data.buckets import Schedule, Shape, grouped
 from avgen.data.readers import THREADS
 from avgen.data.stream import STARTING_STEPS, InTurn, Share, read_steps
@@ -113,6 +115,31 @@ def test_readers_are_forked_without_threads_share_what_they_imported_and_end_wit
         training.join()
     assert gone(worker)
     assert gone(server)
+
+
+def starts_and_ends(pipe) -> None:
+    context = readers.context()
+    waited_for: list[Any] = []
+    for _ in range(5):
+        process = context.Process(target=signal.pause, daemon=True)
+        process.start()
+        process.terminate()
+        waited_for.append(process)
+    for process in waited_for:
+        process.join(30)
+    pipe.send([process.exitcode for process in waited_for])
+    for process in waited_for:
+        process.kill()
+
+
+def test_a_process_of_the_readers_server_ends_of_a_signal_in_its_first_instant():
+    """The server outlives SIGTERM, and a process that it forks begins as its image."""
+    ours, theirs = multiprocessing.Pipe()
+    alone = multiprocessing.get_context("spawn").Process(target=starts_and_ends, args=(theirs,))
+    alone.start()
+    theirs.close()
+    assert ours.recv() == [-signal.SIGTERM] * 5
+    alone.join()
 
 
 @pytest.mark.parametrize(
