@@ -194,7 +194,7 @@ def other_parameters(config: ModelConfig) -> Iterator[tuple[Part, int]]:
             inner = config.bridge.heads * config.bridge.head_dim
             yield "bridge", bridged_stages(config) * (2 * inner + 5 * d)
     text = config.text
-    encoder = VOCABULARY + GRAM_ROWS + text.max_length + 4 * text.depth + 2 if text.kind == "bytes" else 0
+    encoder = VOCABULARY + GRAM_ROWS + 4 * text.depth + 2 if text.kind == "bytes" else 0
     yield "captions", text.width * (1 + encoder)  # 1: the learned null
 
 
