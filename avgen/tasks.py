@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from avgen.types import Batch, Stream
@@ -62,6 +63,7 @@ class Given:
 
 NOTHING = Given()
 EVERYTHING = Given(spans_s=(FOREVER,))
+FIRST_FRAME = Given(instants_s=(0.0,))
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,12 @@ class Task:
 
 
 T2AV = Task("t2av", NOTHING, NOTHING)
-I2AV = Task("i2av", Given(instants_s=(0.0,)), NOTHING)
+I2AV = Task("i2av", FIRST_FRAME, NOTHING)
 V2A = Task("v2a", EVERYTHING, NOTHING)
 A2V = Task("a2v", NOTHING, EVERYTHING)
-AI2V = Task("ai2v", Given(instants_s=(0.0,)), EVERYTHING)
+AI2V = Task("ai2v", FIRST_FRAME, EVERYTHING)
 T2V = Task("t2v", NOTHING, None)
-I2V = Task("i2v", Given(instants_s=(0.0,)), None)
+I2V = Task("i2v", FIRST_FRAME, None)
 T2A = Task("t2a", None, NOTHING)
 
 
@@ -193,17 +195,18 @@ def shown(names: Sequence[str], batch: Batch) -> list[Task]:
 def assign(batch: Batch, tasks: Sequence[Task]) -> Batch:
     """The batch with one task per sample: given tokens at level 0 and weight 0, unwanted streams absent.
 
-    Levels of the other tokens stay as they are. A sample that lacks a modality keeps lacking it.
+    Levels of the other tokens stay as they are. A sample that lacks a modality keeps lacking it. Who is given the first
+    frame is given what an image file says of it, where the batch knows: nothing of how it moves.
     """
     if len(tasks) != batch.size:
         raise ValueError(f"{len(tasks)} tasks for a batch of {batch.size}: one per sample is needed")
     origin = origins(batch)
-    video = _assign(batch.video, [t.video for t in tasks], origin)
+    video = _assign(batch.video, [t.video for t in tasks], origin, batch.still)
     audio = _assign(batch.audio, [t.audio for t in tasks], origin)
     if video is None and audio is None:
         names = ", ".join(dict.fromkeys(t.name for t in tasks))
         raise ValueError(f"task {names} leaves nothing of this batch: it does without the only streams the clips have")
-    return replace(batch, video=video, audio=audio)
+    return replace(batch, video=video, audio=audio, still=None)
 
 
 def possible(task: Task, batch: Batch) -> Tensor:
@@ -224,13 +227,19 @@ def fitting(name: str, batch: Batch) -> Tensor:
     return possible(in_training(name, head_s=1.0), batch)
 
 
-def _assign(stream: Stream | None, givens: Sequence[Given | None], origin: Tensor) -> Stream | None:
+def _assign(
+    stream: Stream | None, givens: Sequence[Given | None], origin: Tensor, still: Tensor | None = None
+) -> Stream | None:
     if stream is None or all(given is None for given in givens):
         return None
     taken = torch.zeros(stream.x.shape[:2], dtype=torch.bool, device=stream.x.device)
     for given in dict.fromkeys(g for g in givens if g is not None):
         rows = torch.tensor([g == given for g in givens], device=taken.device)
-        taken |= given_mask(given, stream, origin) & rows[:, None]
+        mine = given_mask(given, stream, origin) & rows[:, None]
+        if given == FIRST_FRAME and still is not None:
+            held = F.pad(still, (0, 0, 0, stream.x.shape[1] - still.shape[1]))
+            stream = replace(stream, x=torch.where(mine[..., None], held, stream.x))
+        taken |= mine
     if any(given not in (None, NOTHING) for given in givens):
         stream = stream.give(taken)
     if all(given is not None for given in givens):

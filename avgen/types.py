@@ -181,6 +181,9 @@ class Batch(_Movable):
     audio: Stream | None
     video_text: Text
     audio_text: Text  # the same object as video_text when one caption serves both
+    # (B, M, C) float: what the codec's first step, of M tokens, would be if the first frame stood still in it, as in an
+    # image file; None where that step is one frame, or nobody can tell
+    still: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.video is None and self.audio is None:
@@ -365,4 +368,9 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
     video_text = stack_texts([b.video_text for b in batches])
     shared = all(b.video_text is b.audio_text for b in batches)
     audio_text = video_text if shared else stack_texts([b.audio_text for b in batches])
-    return Batch(stack_streams(streams("video")), stack_streams(streams("audio")), video_text, audio_text)
+    stills = [b.still for b in batches if b.still is not None]
+    still = None
+    if len(stills) == len(batches):
+        cells = max(s.shape[1] for s in stills)
+        still = torch.cat([_widen(s, cells) for s in stills])
+    return Batch(stack_streams(streams("video")), stack_streams(streams("audio")), video_text, audio_text, still)

@@ -96,7 +96,15 @@ class ToyboxSource:
         early = torch.arange(audio.x.shape[1]) < self.audio.geometry.time.steps(half)
         heard = torch.tensor([lack != "sound" for lack in lacks])
         audio = audio.keep(heard[:, None] & (early | ~cut[:, None]))
-        return Batch(video, audio, text, text)
+        return Batch(video, audio, text, text, self.still(frames))
+
+    def still(self, frames: Tensor) -> Tensor | None:
+        """The first frame alone, held for as long as the codec's first step lasts."""
+        first = self.video.geometry.time.first
+        if first == 1:
+            return None
+        held = frames[:, :1].expand(-1, first, -1, -1, -1)
+        return self.video.geometry.stream(_latents(self.video, held), self.world.config.fps).x
 
 
 def _latents(codec: VideoCodec | AudioCodec, media: Tensor) -> Tensor:

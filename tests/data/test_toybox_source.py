@@ -16,10 +16,12 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
+from avgen.tasks import I2AV, T2AV, V2A, assign
 from avgen.train.config import ToyboxData, ToyboxShape
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.run import prepare, save
 from avgen.train.validate import validate
+from avgen.types import stack_batches
 from tests.models.factory import scatter
 from tests.train.factory import config as tiny
 from tests.train.factory import quiet
@@ -90,6 +92,28 @@ def test_mixed_rates_stand_in_one_batch_each_on_its_own_clock(codecs):
         assert torch.allclose(batch.audio.x[row], alone.audio.x[0], atol=1e-5)
         length = int(alone.video_text.valid.sum())
         assert torch.equal(batch.video_text.x[row, :length], alone.video_text.x[0, :length])
+
+
+def test_who_is_given_the_first_frame_is_given_what_an_image_file_holds(codecs):
+    """Nothing of how it moves: the codec's first step is of two frames, and an image is one."""
+    worlds = sources(codecs)[:2]  # of 4 and of 6 tokens a step
+    batch = stack_batches([world.batch(range(4)) for world in worlds])
+    given = assign(batch, [I2AV, I2AV, T2AV, V2A] * 2).video
+    moved = 0
+    for row in range(8):
+        world, number = worlds[row // 4], row % 4
+        frames = torch.from_numpy(world.world[number].clip.video)[None]
+        image = world.video.encode(frames[:, :1].expand_as(frames)).mean
+        image = world.video.geometry.stream(image, world.world.config.fps).x[0]
+        cells = 4 + 2 * (row // 4)
+        found, whole = given.x[row], batch.video.x[row]
+        if row % 4 < 2:
+            torch.testing.assert_close(found[:cells], image[:cells])
+            moved += not torch.allclose(found[:cells], whole[:cells])
+        else:
+            assert torch.equal(found[:cells], whole[:cells])
+        assert torch.equal(found[cells:], whole[cells:])
+    assert moved, "no clip moves in its first step: this shows nothing"
 
 
 def test_gaps_are_a_clips_own_and_as_frequent_as_asked():
