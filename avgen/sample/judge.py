@@ -131,20 +131,23 @@ class Judge:
         each = 2 if task == "t2av" else 1
         used = self.items[: -(-len(made) // each)]
         places = [i for i, item in enumerate(used) if item.facts.type == scene]
-        part = Judge(*([clips[i] for i in places] for clips in (self.items, self.real, self.twins)))  # type: ignore[arg-type]
-        return part, [clip for i in places for clip in made[each * i : each * (i + 1)]]
+        return self.only(places), [clip for i in places for clip in made[each * i : each * (i + 1)]]
+
+    def only(self, places: Sequence[int]) -> Judge:
+        return Judge(*([clips[i] for i in places] for clips in (self.items, self.real, self.twins)))  # type: ignore[arg-type]
 
     def t2av(self, made: Sequence[Read]) -> dict[str, Counted]:
         """When things happen is free: picture and sound are held against each other, and against the caption.
 
         Clips 2 i and 2 i + 1 were made of the caption of item i, so that their sounds can be exchanged.
         """
-        chosen = [self.items[i // 2] for i in range(len(made))]
+        asked = self.only(range(-(-len(made) // 2)))  # the ceiling is that of the captions clips were made of
+        chosen = [asked.items[i // 2] for i in range(len(made))]
         swapped = [made[i].with_sound_of(made[i ^ 1]) for i in range(len(made) // 2 * 2)]
         found = {
-            "sync": self.agreement(made, swapped),
-            **self.caption(made, chosen),
-            "right": self.right(made, chosen, ("seen", "heard")),
+            "sync": asked.agreement(made, swapped),
+            **asked.caption(made, chosen),
+            "right": asked.right(made, chosen, ("seen", "heard")),
         }
         return {name: counted.by_twos() for name, counted in found.items()}
 
@@ -228,10 +231,11 @@ class Judge:
 
 def told_onsets(reading: Reading, item: ToyClip, sense: Sense) -> Tally:
     """Without those that have no part in the given stream: nobody can know from a picture when someone off screen will
-    be heard, nor from a sound when someone silent will move."""
+    be heard, nor from a sound when someone silent will move. They are told by their colour, which no two actors share:
+    whose kind is misread is left out too."""
     given = "visible" if sense == "heard" else "audible"
-    hidden = {(actor.kind, actor.colour) for actor in item.facts.actors if not getattr(actor, given)}
-    kept = tuple(event for event in getattr(reading, sense) if (event.kind, event.colour) not in hidden)
+    hidden = {actor.colour for actor in item.facts.actors if not getattr(actor, given)}
+    kept = tuple(event for event in getattr(reading, sense) if event.colour not in hidden)
     true = [event for event in item.events if getattr(event, given)]
     told: Tally = getattr(score(replace(reading, **{sense: kept}), true), sense)  # type: ignore[arg-type]
     return told
