@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -40,25 +41,26 @@ def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterat
     # a fork of this process would inherit its threads' locks, and may wait for them for ever
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["eval.score"])
+    another = partial(_started, context, work)
     waiting = iter(range(len(tasks)))
-    with _one_thread_each():
-        crew = [_started(context, work) for _ in range(min(workers, len(tasks)))]
+    crew = [another() for _ in range(min(workers, len(tasks)))]
     try:
-        for worker in crew:
-            _hand(worker, waiting, tasks)
+        for seat, worker in enumerate(crew):
+            crew[seat] = _handed(worker, next(waiting, None), tasks, another)
         while any(worker.task is not None for worker in crew):
             for ready in wait([w.pipe for w in crew if w.task is not None]):
-                worker = next(w for w in crew if w.pipe is ready)
+                seat, worker = next((seat, w) for seat, w in enumerate(crew) if w.pipe is ready)
                 assert worker.task is not None
                 place = worker.task
                 try:
                     result = worker.pipe.recv()
                 except (EOFError, ConnectionError):
                     result = Died(_how(worker.process))
-                    crew[crew.index(worker)] = worker = _started(context, work)
+                    worker.pipe.close()
+                    worker = another()
                 if isinstance(result, BaseException):
                     raise result
-                _hand(worker, waiting, tasks)
+                crew[seat] = _handed(worker, next(waiting, None), tasks, another)
                 yield place, result
     finally:
         for worker in crew:
@@ -82,15 +84,26 @@ def _one_thread_each() -> Iterator[None]:
 def _started(context: Any, work: Work) -> _Worker:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-    process.start()
+    with _one_thread_each():
+        process.start()
     theirs.close()  # so that its end is noticed here
     return _Worker(process, ours)
 
 
-def _hand(worker: _Worker, waiting: Iterator[int], tasks: Sequence[tuple[Any, ...]]) -> None:
-    worker.task = next(waiting, None)
-    if worker.task is not None:
-        worker.pipe.send(tasks[worker.task])
+def _handed(
+    worker: _Worker, task: int | None, tasks: Sequence[tuple[Any, ...]], another: Callable[[], _Worker]
+) -> _Worker:
+    """The worker with its next task; one that has died since its last makes room for another."""
+    if task is not None:
+        try:
+            worker.pipe.send(tasks[task])
+        except ConnectionError:
+            worker.process.join()
+            worker.pipe.close()
+            worker = another()
+            worker.pipe.send(tasks[task])
+    worker.task = task
+    return worker
 
 
 def _serve(work: Work, pipe: Connection) -> None:

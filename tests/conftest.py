@@ -18,7 +18,17 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+# What a shell or a CI system may have set, and tests would read.
+INHERITED = (
+    *("AVGEN_TRACEBACK", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"),
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    for name in INHERITED:
+        os.environ.pop(name, None)
+    os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of tests are here
     # models are tiny here: more threads gain nothing, and on a busy machine they wait for each other
     torch.set_num_threads(1)
 

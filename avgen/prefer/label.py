@@ -6,6 +6,7 @@ often one as the other, and stands in every answer. What people prefer becomes p
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import time
@@ -103,6 +104,14 @@ class Survey:
         return [q for q in self.questions if q.key not in done]
 
     def answer(self, number: int, choice: str, seconds: float) -> None:
+        with self.path.with_name(f".{ANSWERS}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # others may be answering too: who writes the pairs has read all answers
+            self.answers = whole_lines(self.path)
+            self._answer(number, choice, seconds)
+            self.answers = whole_lines(self.path)
+            self.write_pairs()
+
+    def _answer(self, number: int, choice: str, seconds: float) -> None:
         question = next((q for q in self.open if q.number == number), None)
         if question is None or choice not in CHOICES:
             raise ValueError(f"answer {choice!r} to pair {number}: no open question has it")
@@ -120,8 +129,6 @@ class Survey:
             "at": round(time.time()),
         }
         append_line(self.path, line)
-        self.answers = whole_lines(self.path)  # others may be answering too
-        self.write_pairs()
 
     def write_pairs(self) -> None:
         """The pairs as people see them: the clip they chose wins, whatever the metrics said."""

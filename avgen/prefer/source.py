@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,7 +66,7 @@ def encode(pairs: Iterable[Pair], clips: Path, pipeline: AVPipeline, latents: La
     latents.folder.mkdir(parents=True, exist_ok=True)
     for file, (pair, side) in wanted[begin:] + wanted[:begin]:
         if not file.exists():
-            draft = file.with_name(f".{file.name}.{os.getpid()}.part")
+            draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")  # machines that share it may share numbers
             save_file(encoded(pair, clips / side.file, side.sha256, pipeline), draft)
             draft.replace(file)
 

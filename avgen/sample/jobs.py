@@ -170,5 +170,5 @@ def tidy(out: Path, jobs: Sequence[Job]) -> None:
 
 def _drafted(hidden: str) -> str:
     """The job whose draft it is: `.NAME.PID.partial.mp4`, or a draft's own draft `..NAME.PID.made.PID.partial.mp4`."""
-    found = re.match(r"\.+(.+?)\.\d+\.(?:made|partial)\.", hidden)
+    found = re.match(r"\.+(.+?)\.\d+\.(?:made|partial|joined)\.", hidden)
     return found[1] if found else ""

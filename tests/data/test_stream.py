@@ -78,9 +78,17 @@ def test_a_reader_is_handed_any_number_of_buckets():
 def gone(pid: int) -> bool:
     """Ends, if it is given a minute."""
     deadline = time.monotonic() + 60
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+    while not (ended := _ended(pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not psutil.pid_exists(pid)
+    return ended
+
+
+def _ended(pid: int) -> bool:
+    """Some containers' first process does not collect those whose parents were killed."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def trains(pipe) -> None:

@@ -7,33 +7,52 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PATIENCE_S = 600
+PATIENCE_S = 300  # less than a test is given: then what it has started is ended
 
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["tests.distributed.preload"])
+_ours = forkserver.ForkServer()
+_ours.set_forkserver_preload(["tests.distributed.preload"])
+
+
+@contextmanager
+def _our_server() -> Iterator[Any]:
+    """A process has one fork server, with the imports that whoever first started a process wanted: other tests may
+    have."""
+    names = ("_forkserver", "ensure_running", "connect_to_new_process")
+    theirs = {name: getattr(forkserver, name) for name in names}
+    ours = {"_forkserver": _ours, **{name: getattr(_ours, name) for name in names[1:]}}
+    try:
+        for name, value in ours.items():
+            setattr(forkserver, name, value)
+        yield multiprocessing.get_context("forkserver")
+    finally:
+        for name, value in theirs.items():
+            setattr(forkserver, name, value)
 
 
 def start(ranks: int, function: Callable[..., Any], *args: Any) -> list[BaseProcess]:
     """`function(*args)` in every one of `ranks` processes, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # where they find each other is held open here, as by torchrun: a port that was free a moment ago may not be now
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launched = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    launched |= {"TORCHELASTIC_USE_AGENT_STORE": True}
     processes = []
-    for rank in range(ranks):
-        environment = {**launched, "RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
-        process = server.Process(target=_enter, args=(environment, function, args), daemon=True)
-        process.start()
-        processes.append(process)
+    with _our_server() as server:
+        for rank in range(ranks):
+            environment = {**launched, "RANK": rank, "LOCAL_RANK": rank} if ranks > 1 else {}
+            process = server.Process(target=_enter, args=(environment, function, args), daemon=True)
+            process.start()
+            process.store = store  # type: ignore[attr-defined]  # lives as long as they do
+            processes.append(process)
     return processes
 
 

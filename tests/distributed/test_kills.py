@@ -60,7 +60,7 @@ def kill_at_random(processes, folder, chance, before, steps):
     time.sleep(chance.uniform(0, 0.4))
     alive = [p for p in processes if p.is_alive()]
     for process in chance.sample(alive, len(alive)):
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     for process in processes:
         process.join()
     return bool(alive)

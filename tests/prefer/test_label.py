@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from avgen.data.media import write_clip
-from avgen.prefer.label import LabelConfig, Survey, questions, served
+from avgen.lines import whole_lines
+from avgen.prefer.label import ANSWERS, LabelConfig, Survey, questions, served
 from avgen.prefer.pairs import ClipForm, Pair, Side, read_pairs, write_pairs
 from tests.browser import TIMEOUT_MS, page
 from tests.sample.factory import clip
@@ -76,6 +77,17 @@ def test_two_people_who_answer_at_once_lose_nothing_of_each_other(tmp_path):
         survey.answer(survey.open[0].number, "a", 1.0)
     assert sorted(pair.by for pair in read_pairs(tmp_path / "out")) == ["ann", "ann", "bob"]
     assert len(ann.open) == 2
+
+
+def test_nobody_answers_a_question_twice_in_two_tabs(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    one, other = Survey(config), Survey(config)
+    number = one.open[0].number
+    one.answer(number, "a", 1.0)
+    with pytest.raises(ValueError, match="no open question"):
+        other.answer(number, "b", 1.0)
+    assert len(whole_lines(tmp_path / "out" / ANSWERS)) == 1
 
 
 def test_clips_that_are_not_those_compared_are_not_shown(tmp_path):

@@ -79,10 +79,14 @@ def test_killed_at_random_instants_a_job_of_100_yields_each_clip_once_and_whole(
     for _ in range(200):
         child = os.fork()
         if child == 0:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            os._exit(main(words))
+            code = 1
+            try:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, 1)
+                os.dup2(null, 2)
+                code = main(words)
+            finally:  # whatever happens: what went on from here would be a second run of the tests
+                os._exit(code)
         deadline = time.monotonic() + 60
         before = len(read_manifest(out))
         # from the first new line on, at any instant: in a forward, a file, a rename or a line
@@ -216,7 +220,12 @@ def test_bad_input_ends_with_2_and_one_line(model, tmp_path, capsys):
 def test_what_a_kill_left_is_cleared_in_one_look_at_the_folder(tmp_path, monkeypatch):
     """A draft, and the draft of a stream to which another is then joined; other people's files stay."""
     jobs = [Job(Request("a"), None, f"{i:05d}_s0", "key") for i in range(200)]
-    left = [".00000_s0.7.partial.mp4", ".00001_s0.7.made.mp4", "..00002_s0.7.made.7.partial.mp4"]
+    left = [
+        ".00000_s0.7.partial.mp4",
+        ".00001_s0.7.made.mp4",
+        "..00002_s0.7.made.7.partial.mp4",
+        ".00001_s0.7.joined.mp4",
+    ]
     others = [".hidden.7.partial.mp4", "00003_s0.mp4", ".gitignore"]
     for name in (*left, *others):
         (tmp_path / name).touch()

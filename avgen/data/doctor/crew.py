@@ -69,7 +69,7 @@ class Crew:
             for worker in busy:
                 if worker.pipe in ready:
                     yield from self._taken(worker)
-                elif worker.ready and time.monotonic() - worker.since > self._timeout_s:
+                elif worker.ready and time.monotonic() - worker.since > self._timeout_s and not worker.pipe.poll():
                     key = worker.task
                     self._end(worker)
                     yield key, Lost(f"took longer than timeout_s={self._timeout_s:g}")
@@ -79,8 +79,13 @@ class Crew:
 
     def _hand(self, function: Callable[..., Any], key: Any, arguments: tuple[Any, ...]) -> None:
         worker = next((worker for worker in self._workers if worker.task is None), None) or self._started()
+        try:
+            worker.pipe.send((function, arguments))
+        except ConnectionError:  # it has died since its last task
+            self._end(worker)
+            worker = self._started()
+            worker.pipe.send((function, arguments))
         worker.task, worker.since = key, time.monotonic()
-        worker.pipe.send((function, arguments))
 
     def _started(self) -> _Worker:
         ours, theirs = self._context.Pipe()
