@@ -15,7 +15,7 @@ from avgen.train.cheating import Traits, alarms
 from avgen.train.config import CheatingConfig, LoraConfig, OptimizerConfig, PreferenceConfig, SamplesConfig
 from avgen.train.loop import train
 from avgen.types import Clip
-from tests.train.factory import CODECS
+from tests.train.factory import Pixels, Waves
 from tests.train.pairs import Pairs, config, order
 
 RATE_HZ, FPS, FRAMES = 16000, 8.0, 16
@@ -69,29 +69,36 @@ def test_other_clips_of_the_same_kind_are_no_alarm():
     assert alarms(silent, silent, CheatingConfig()) == []
 
 
+class Faint(Waves):
+    """Plays the latents' mean so faintly that nothing is too loud to become louder."""
+
+    def decode(self, latents):
+        return 0.2 * super().decode(latents).atanh()
+
+
 class Loudest(Pairs):
-    """Winners are winners because their sound's latents are larger: a reward for loudness, and for nothing else."""
+    """Winners are winners because their sound is louder, and for nothing else: further from zero, on the side where
+    the reference's own sounds lie."""
 
     def batch(self, indices, at=None):
         made = super().batch([i // 2 * 2 for i in indices])
         louder = torch.tensor([0.0 if i % 2 else 1.0 for i in indices])[:, None, None]
-        return replace(made, audio=replace(made.audio, x=made.audio.x + 2 * louder))
+        return replace(made, audio=replace(made.audio, x=made.audio.x - 2 * louder))
 
 
 def loud_run(folder, source, **changes):
-    """The codec plays the latents' mean, so that louder clips are what larger latents sound like."""
     settings = config(
         folder,
-        steps=40,
+        steps=60,
         lora=LoraConfig(rank=4),
-        preference=PreferenceConfig(beta_video=30.0, beta_audio=30.0, cheating=CheatingConfig(every=40, prompts=3)),
-        optimizer=OptimizerConfig(kind="adamw", lr=5e-3, warmup_steps=2),
+        preference=PreferenceConfig(beta_video=30.0, beta_audio=30.0, cheating=CheatingConfig(every=60, prompts=3)),
+        optimizer=OptimizerConfig(kind="adamw", lr=1e-2, warmup_steps=2),
         ema_decay=0.5,
         samples=SamplesConfig(solver=SolverConfig(steps=4), text=1.0),
         **changes,
     )
     said = Console(record=True, width=400, quiet=False, file=(folder / "said.txt").open("w"))
-    train(settings, source, Pairs(), said, order(settings), codecs=CODECS)
+    train(settings, source, Pairs(), said, order(settings), codecs=(Pixels(), Faint()))
     lines = [json.loads(line) for line in (settings.out / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "cheating/alarms" in line], said.export_text()
 
@@ -100,7 +107,7 @@ def test_a_reward_for_loudness_trips_the_alarm(tmp_path):
     [line], said = loud_run(tmp_path, Loudest())
     assert line["cheating/loudness_db"] - line["cheating/loudness_db/reference"] > 3
     assert line["cheating/alarms"] >= 1
-    assert "alarm at step 40: against the reference, held-out clips have become" in said
+    assert "alarm at step 60: against the reference, held-out clips have become" in said
     assert "dB louder" in said
 
 

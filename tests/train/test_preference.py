@@ -188,7 +188,7 @@ def test_the_two_clips_of_a_pair_are_drawn_alike_and_pairs_are_not(tmp_path):
 def test_training_learns_to_tell_winners_from_losers(tmp_path, lora):
     """The same six pairs at every step; what is compared with stays what it was."""
     optimizer = OptimizerConfig(kind="adamw", lr=2e-3 if lora else 3e-4, warmup_steps=2)
-    settings = config(tmp_path, lora=lora, steps=60, optimizer=optimizer)
+    settings = config(tmp_path, lora=lora, steps=200, optimizer=optimizer)
 
     class Same(Pairs):
         def batch(self, indices, at=None):
