@@ -108,7 +108,6 @@ class Survey:
             fcntl.flock(lock, fcntl.LOCK_EX)  # others may be answering too: who writes the pairs has read all answers
             self.answers = whole_lines(self.path)
             self._answer(number, choice, seconds)
-            self.answers = whole_lines(self.path)
             self.write_pairs()
 
     def _answer(self, number: int, choice: str, seconds: float) -> None:
@@ -129,6 +128,7 @@ class Survey:
             "at": round(time.time()),
         }
         append_line(self.path, line)
+        self.answers.append(line)
 
     def write_pairs(self) -> None:
         """The pairs as people see them: the clip they chose wins, whatever the metrics said."""
