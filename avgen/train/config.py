@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from avgen.config import ConfigError
 from avgen.data.buckets import Shape
 from avgen.data.toybox import ToyboxConfig
-from avgen.flow import FlowConfig
+from avgen.flow import FlowConfig, LevelLaw
 from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
 from avgen.sample.solvers import SolverConfig
@@ -321,6 +322,15 @@ class TaskStage:
         check_tasks(self.tasks)
 
 
+@dataclass(frozen=True)
+class LevelStage:
+    """Other noise levels for the beginning of a run."""
+
+    until: float  # share of the run's steps after which the next laws take over
+    video: LevelLaw | None = None  # null: as the run's own
+    audio: LevelLaw | None = None
+
+
 def check_tasks(tasks: Mapping[str, float]) -> None:
     unknown = [name for name in tasks if name not in TRAINABLE]
     if unknown:
@@ -405,6 +415,8 @@ class TrainConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     tasks: Mapping[str, float] = field(default_factory=lambda: {"t2av": 1.0})  # weight of each task in the mix
     task_stages: tuple[TaskStage, ...] = ()  # other mixes before that one: [{until_step: 500, tasks: {t2a: 1}}, ...]
+    # other levels before those of flow=: [{until: 0.8, video: {shift: 6}, audio: {shift: 6}}, ...]
+    level_stages: tuple[LevelStage, ...] = ()
     balance: float | None = None  # memory (0.99: 100 steps) of the means that bring both losses to one scale; null: off
     caption_dropout: float = 0.1  # share of captions replaced by the learned null, per sample
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -445,16 +457,21 @@ class TrainConfig:
             raise ValueError("lora adapts a trained model: give start=, the folder of one")
         self.check_preference()
         check_tasks(self.tasks)
-        ends = [stage.until_step for stage in self.task_stages]
         for name in self.task_names:
             task = in_training(name, head_s=1.0)
             for m in ("video", "audio"):
                 if getattr(task, m) is not None and m not in self.model.towers:
                     raise ValueError(f"task {name} of tasks= has {m}, but model.{m} is null: choose t2v or t2a")
-        if any(after <= before for before, after in zip([0, *ends], ends, strict=False)):
+        ends = [stage.until_step for stage in self.task_stages]
+        if any(after <= before for before, after in pairwise([0, *ends])):
             raise ValueError(f"task_stages end at {ends}: until_step must be positive and rise from stage to stage")
         if ends and ends[-1] >= self.steps:
             raise ValueError(f"until_step={ends[-1]} of the last of task_stages must lie below steps={self.steps}")
+        shares = [stage.until for stage in self.level_stages]
+        if any(after <= before for before, after in pairwise([0.0, *shares, 1.0])):
+            raise ValueError(
+                f"level_stages end at {shares}: until must lie between 0 and 1 and rise from stage to stage"
+            )
 
     def check_preference(self) -> None:
         pairs = isinstance(self.data, PairsData)
@@ -482,6 +499,13 @@ class TrainConfig:
     def tasks_at(self, step: int) -> Mapping[str, float]:
         """The mix of tasks after so many optimiser steps."""
         return next((stage.tasks for stage in self.task_stages if step < stage.until_step), self.tasks)
+
+    def flow_at(self, step: int) -> FlowConfig:
+        """The objective with the noise levels that are drawn after so many optimiser steps."""
+        stage = next((stage for stage in self.level_stages if step < stage.until * self.steps), None)
+        if stage is None:
+            return self.flow
+        return replace(self.flow, video=stage.video or self.flow.video, audio=stage.audio or self.flow.audio)
 
     @property
     def task_names(self) -> list[str]:

@@ -41,7 +41,7 @@ def draw(batch: Batch, config: TrainConfig, step: int, places: Sequence[int]) ->
     batch = with_every_stream(assign(with_every_stream(batch, config.model), tasks), config.model)
     batch = in_two_levels(batch, config.model)
     batch = drop_captions(batch, config.caption_dropout, uniforms(2, seed, "caption", step, places))
-    return corrupt(batch, config.flow, uniforms(3, seed, "level", step, places), seed, step, places, tasks)
+    return corrupt(batch, config.flow_at(step), uniforms(3, seed, "level", step, places), seed, step, places, tasks)
 
 
 def with_every_stream(batch: Batch, model: ModelConfig) -> Batch:

@@ -10,9 +10,10 @@ from torch import nn
 
 from avgen.config import ConfigError, build, to_plain
 from avgen.data.stream import Share
+from avgen.flow import LevelLaw
 from avgen.models.dit import AVTransformer
 from avgen.tasks import NAMED, in_training, lengths, possible
-from avgen.train.config import TaskStage, TrainConfig
+from avgen.train.config import LevelStage, TaskStage, TrainConfig
 from avgen.train.loop import accumulate, train
 from avgen.train.metrics import gradient_norms
 from avgen.train.run import export, prepare
@@ -202,6 +203,28 @@ def test_stages_come_from_plain_data_and_wrong_ones_are_refused():
     ):
         with pytest.raises(ConfigError, match=words):
             build(TrainConfig, plain | {"task_stages": stages})
+
+
+def test_noise_levels_change_at_the_named_step():
+    """Those of the stream that the stage names; what it leaves out is as later."""
+    plainly = config("unused", tasks={"t2av": 1}, steps=8)
+    settings = replace(plainly, level_stages=(LevelStage(0.25, video=LevelLaw(shift=50.0)),))
+    clips = batch(("a",) * 40, level=1.0)
+    drawn = [draw(clips, settings, step, range(40)).noisy for step in range(4)]
+    plain = [draw(clips, plainly, step, range(40)).noisy for step in range(4)]
+    video = [float(seen.video.level.mean()) for seen in drawn]
+    assert min(video[:2]) > 0.9 > max(video[2:])
+    assert all(torch.equal(seen.audio.level, other.audio.level) for seen, other in zip(drawn, plain, strict=True))
+    assert all(torch.equal(drawn[step].video.level, plain[step].video.level) for step in (2, 3))
+    assert build(TrainConfig, to_plain(settings)).level_stages == settings.level_stages
+    for stages, words in (
+        ([{"until": 1.0, "video": {"shift": 2}}], "between 0 and 1"),
+        ([{"until": 0.5}, {"until": 0.5}], "rise from stage to stage"),
+        ([{"until": 0.5, "video": {"shift": 0}}], "must be positive"),
+        ([{"video": {"shift": 2}}], "needs a value"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build(TrainConfig, to_plain(settings) | {"level_stages": stages})
 
 
 def test_extend_is_given_a_head_whose_length_is_drawn_for_each_clip():
