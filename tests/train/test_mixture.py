@@ -205,7 +205,7 @@ def test_stages_come_from_plain_data_and_wrong_ones_are_refused():
             build(TrainConfig, plain | {"task_stages": stages})
 
 
-def test_noise_levels_change_at_the_named_step():
+def test_noise_levels_change_at_the_named_share_of_the_steps():
     """Those of the stream that the stage names; what it leaves out is as later."""
     plainly = config("unused", tasks={"t2av": 1}, steps=8)
     settings = replace(plainly, level_stages=(LevelStage(0.25, video=LevelLaw(shift=50.0)),))
