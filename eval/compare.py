@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,10 @@ def compare(config: CompareConfig) -> Comparison:
         resamples=config.resamples,
         seed=config.seed,
     )
-    means = {name: (mean_of(a[name], b[name]), mean_of(b[name], a[name])) for name in names}
+    means = {}
+    for name in names:
+        shared = [prompt for prompt in a[name] if prompt in b[name]]
+        means[name] = (statistics.mean_over(a[name], shared), statistics.mean_over(b[name], shared))
     return Comparison(str(config.baseline), str(config.candidate), found, means, left_out)
 
 
@@ -109,27 +112,24 @@ def comparable(
     return names, left_out
 
 
-def values(lines: Sequence[Mapping[str, Any]], name: str, direction: str) -> dict[str, list[float]]:
-    """By prompt; of what should be zero its size, so that errors of opposite sign do not make up for each other."""
-    found: dict[str, list[float]] = {}
+def values(
+    lines: Iterable[Mapping[str, Any]], name: str, direction: str
+) -> dict[str, list[float | tuple[float, float]]]:
+    """(value, weight) of every clip by prompt; of what should be zero its size, so that errors of opposite sign do not
+    make up for each other."""
+    found: dict[str, list[float | tuple[float, float]]] = {}
     for line in lines:
-        result = line["results"][name]
-        if result["status"] == "ok":
+        result = line["results"].get(name)
+        if result and result["status"] == "ok":
             value = abs(result["value"]) if direction == "zero" else result["value"]
-            found.setdefault(line["prompt"], []).append(value)
+            found.setdefault(line["prompt"], []).append((value, result.get("weight", 1.0)))
     return found
-
-
-def mean_of(mine: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
-    """Over the prompts that both have."""
-    shared = [sum(v) / len(v) for name, v in mine.items() if name in other]
-    return sum(shared) / len(shared)
 
 
 def table(found: Comparison) -> Any:
     from rich.table import Table
 
-    title = f"{found.candidate} minus {found.baseline}; p by sign flips over prompts, Holm-corrected"
+    title = f"{found.candidate} minus {found.baseline}; p by exchanging prompts' clips, Holm-corrected"
     shown = Table(title=title, title_justify="left")
     for column in ("metric", "baseline", "candidate", "difference", "95 %", "prompts", "p", "d", "verdict"):
         words = column in ("metric", "verdict")  # cut into pieces they could not be read

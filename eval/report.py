@@ -25,6 +25,7 @@ import numpy as np
 from avgen import command
 from avgen.lines import finite
 from eval import statistics
+from eval.compare import values as of_prompts
 
 HEADLINE = 12  # metrics of the verdict strip
 BINS = 240  # of a timeline's curves
@@ -196,14 +197,13 @@ def pairs_of(runs: Sequence[Run], metrics: Sequence[Json], resamples: int) -> li
     """Every run against every other, where the definitions agree; computed once and turned round."""
     found: list[Json] = []
     higher = {m["name"]: m["direction"] == "higher" for m in metrics}
-    zero = {m["name"] for m in metrics if m["direction"] == "zero"}
-    judged = {m["name"] for m in metrics if m["direction"] != "none"}  # of the others neither run can be the better one
-    values = [by_prompt(run, zero) for run in runs]
+    judged = {m["name"]: m["direction"] for m in metrics if m["direction"] != "none"}  # else neither run can be better
+    values = [{n: v for n, d in judged.items() if (v := of_prompts(run.lines, n, d))} for run in runs]
     for i, first in enumerate(runs):
         for j in range(i + 1, len(runs)):
             second = runs[j]
             hashes = [{n: m["definition"]["hash"] for n, m in run.measured.items()} for run in (first, second)]
-            same = {n for n in values[i] if n in judged and hashes[0].get(n) == hashes[1].get(n)}
+            same = {n for n in values[i] if hashes[0].get(n) == hashes[1].get(n)}
             ours, theirs = ({n: v for n, v in values[k].items() if n in same} for k in (i, j))
             for name, one in statistics.compare_all(ours, theirs, higher, resamples=resamples).items():
                 spread = one.value / one.effect if one.effect and math.isfinite(one.effect) else None
@@ -218,17 +218,6 @@ def turned(said: Json) -> Json:
     minus = {key: None if said[key] is None else -said[key] for key in ("value", "effect", "low", "high")}
     flipped = {**minus, "low": minus["high"], "high": minus["low"], "verdict": verdicts[said["verdict"]]}
     return {**said, **flipped}
-
-
-def by_prompt(run: Run, zero: set[str]) -> dict[str, dict[str, list[float]]]:
-    """Values by metric and prompt; of those that should be near zero the distance from it."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for line in run.lines:
-        for name, cell in line["results"].items():
-            if cell["value"] is not None:
-                value = abs(cell["value"]) if name in zero else cell["value"]
-                found.setdefault(name, {}).setdefault(line["prompt"], []).append(value)
-    return found
 
 
 def cells_of(run: Run) -> Iterable[Json]:

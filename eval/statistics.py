@@ -20,9 +20,11 @@ from avgen.bootstrap import resampled_sums
 LEVEL = 0.95
 RESAMPLES = 2000
 FLIPS = 10_000  # of signs; the smallest p is 1 / (FLIPS + 1)
+EXACT = 13  # prompts of which every choice of signs is counted
 POWER_Z = 2.8  # standard errors that a difference needs to be found four times in five (1.96 + 0.84)
 
 Verdict = Literal["better", "worse", "indistinguishable"]
+ByPrompt = Mapping[str, Sequence[float | tuple[float, float]]]  # values of a prompt's clips, or (value, weight) of each
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Difference:
     low: float
     high: float
     prompts: int
-    p: float  # of sign flips, two-sided
+    p: float  # of the two runs exchanged by coins, two-sided
     p_holm: float  # corrected for the other metrics compared with it
     effect: float  # difference / spread of the prompts' differences (Cohen's d_z)
     detectable: float  # a true difference of this size would be found four times in five
@@ -75,43 +77,59 @@ def ratio(
     seed: int = 0,
 ) -> Estimate:
     """sum(tops) / sum(bottoms), as pooled F1 or error rates are made."""
-    top, bottom = _per_cluster(np.asarray(tops, float), np.asarray(bottoms, float), clusters)
-    clips = len(tops)
-    if not bottom.sum() > 0:
-        return Estimate(math.nan, math.nan, math.nan, clips, len(top), level)
-    value = float(top.sum() / bottom.sum())
-    low, high = _interval(top, bottom, value, level, resamples, seed)
-    return Estimate(value, low, high, clips, len(top), level)
+    return _estimate(np.stack([np.asarray(tops, float), np.asarray(bottoms, float)], 1), clusters, level, resamples, seed)
 
 
-def _per_cluster(
-    tops: np.ndarray, bottoms: np.ndarray, clusters: Sequence[Hashable] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    if not (np.isfinite(tops).all() and np.isfinite(bottoms).all()):
+def ratio_gap(
+    sums: np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """(N, 4) of top, bottom, other top and other bottom: the ratio of the first two's sums minus that of the others."""
+    return _estimate(np.asarray(sums, float), clusters, level, resamples, seed)
+
+
+def _estimate(
+    rows: np.ndarray, clusters: Sequence[Hashable] | None, level: float, resamples: int, seed: int
+) -> Estimate:
+    sums = _per_cluster(rows, clusters)
+    value = float(_of_sums(sums.sum(0)))
+    low, high = _interval(sums, value, level, resamples, seed) if math.isfinite(value) else (math.nan, math.nan)
+    return Estimate(value, low, high, len(rows), len(sums), level)
+
+
+def _of_sums(sums: np.ndarray) -> np.ndarray:
+    """(..., 2) -> ratios, (..., 4) -> differences of two ratios; nan where nothing is divided by."""
+    tops, bottoms = sums[..., 0::2], sums[..., 1::2]
+    ratios = np.divide(tops, bottoms, out=np.full(tops.shape, np.nan), where=bottoms > 0)
+    return ratios[..., 0] - ratios[..., 1] if ratios.shape[-1] == 2 else ratios[..., 0]
+
+
+def _per_cluster(rows: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
+    if not np.isfinite(rows).all():
         raise ValueError("statistics need finite numbers: leave clips without a value out, and count them")
     if clusters is None:
-        return tops, bottoms
-    if len(clusters) != len(tops):
-        raise ValueError(f"{len(clusters)} clusters for {len(tops)} values: name one prompt per clip")
+        return rows
+    if len(clusters) != len(rows):
+        raise ValueError(f"{len(clusters)} clusters for {len(rows)} values: name one prompt per clip")
     places: dict[Hashable, int] = {}
     index = np.array([places.setdefault(name, len(places)) for name in clusters], int)
-    return (
-        np.bincount(index, tops, minlength=len(places)),
-        np.bincount(index, bottoms, minlength=len(places)),
-    )
+    return np.stack([np.bincount(index, column, minlength=len(places)) for column in rows.T], 1)
 
 
-def _interval(
-    top: np.ndarray, bottom: np.ndarray, value: float, level: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    count = len(top)
+def _interval(sums: np.ndarray, value: float, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Of what all rows' sums make, over rows drawn anew."""
+    count = len(sums)
     if count < 2:
         return math.nan, math.nan
-    tops, bottoms = resampled_sums(np.stack([top, bottom], 1), resamples, seed).T
-    drawn = tops[bottoms > 0] / bottoms[bottoms > 0]
+    drawn = _of_sums(resampled_sums(sums, resamples, seed))
+    drawn = drawn[np.isfinite(drawn)]
     if np.ptp(drawn) == 0:
         return value, value
-    left = (top.sum() - top) / np.where(bottom.sum() - bottom > 0, bottom.sum() - bottom, np.nan)
+    left = _of_sums(sums.sum(0) - sums)
     pull = np.nanmean(left) - left
     pull = np.nan_to_num(pull)
     spread = float((pull**2).sum())
@@ -130,8 +148,8 @@ def _interval(
 
 
 def compare(
-    candidate: Mapping[str, Sequence[float]],
-    baseline: Mapping[str, Sequence[float]],
+    candidate: ByPrompt,
+    baseline: ByPrompt,
     *,
     higher_is_better: bool = True,
     level: float = LEVEL,
@@ -140,33 +158,52 @@ def compare(
 ) -> Difference:
     """Two runs by prompt id: the values of each prompt's clips are averaged first, so runs may have other seeds.
 
+    Weighted values are compared as they are averaged, by ratios of sums: of error rates the longer prompts say more.
     Only prompts with a value in both count; how many those are is part of the answer.
     """
     both = [name for name in candidate if baseline.get(name) and candidate[name]]
-    gaps = np.array([np.mean(candidate[name]) - np.mean(baseline[name]) for name in both], float)
-    if len(gaps) < 2:
-        value = float(gaps.mean()) if len(gaps) else math.nan
-        return Difference(value, math.nan, math.nan, len(gaps), 1.0, 1.0, math.nan, math.nan, "indistinguishable")
-    estimate = mean(gaps, level=level, resamples=resamples, seed=seed)
-    spread = float(gaps.std(ddof=1))
-    p = sign_flip_p(gaps, seed=seed)
+    sums = np.array([[*_prompt_sums(candidate[n]), *_prompt_sums(baseline[n])] for n in both], float).reshape(-1, 4)
+    estimate = ratio_gap(sums, level=level, resamples=resamples, seed=seed)
+    if len(both) < 2 or not math.isfinite(estimate.value):
+        nan = math.nan
+        return Difference(estimate.value, nan, nan, len(both), 1.0, 1.0, nan, nan, "indistinguishable")
+    spread = float(_shares(sums).std(ddof=1))
+    p = exchange_p(sums, seed=seed)
     found = Difference(
         estimate.value,
         estimate.low,
         estimate.high,
-        len(gaps),
+        len(both),
         p,
         p,
         estimate.value / spread if spread > 0 else 0.0,
-        POWER_Z * spread / math.sqrt(len(gaps)),
+        POWER_Z * spread / math.sqrt(len(both)),
         "indistinguishable",
     )
     return judged(found, p, higher_is_better, level)
 
 
+def mean_over(run: ByPrompt, names: Sequence[str]) -> float:
+    """A run's mean over these prompts, of which `compare` gives the differences."""
+    return float(_of_sums(np.array([_prompt_sums(run[name]) for name in names], float).reshape(-1, 2).sum(0)))
+
+
+def _prompt_sums(clips: Sequence[float | tuple[float, float]]) -> tuple[float, float]:
+    """Means over the prompt's clips of value x weight, and of the weight."""
+    pairs = np.array([clip if isinstance(clip, tuple) else (clip, 1.0) for clip in clips], float)
+    return float((pairs[:, 0] * pairs[:, 1]).mean()), float(pairs[:, 1].mean())
+
+
+def _shares(sums: np.ndarray) -> np.ndarray:
+    """What each prompt adds to the difference of the ratios, to first order; of equal weights its own difference."""
+    ratios = sums.sum(0)[0::2] / sums.sum(0)[1::2]
+    own = (sums[:, 0::2] - ratios * sums[:, 1::2]) / sums[:, 1::2].mean(0)
+    return ratios[0] - ratios[1] + own[:, 0] - own[:, 1]
+
+
 def compare_all(
-    candidate: Mapping[str, Mapping[str, Sequence[float]]],
-    baseline: Mapping[str, Mapping[str, Sequence[float]]],
+    candidate: Mapping[str, ByPrompt],
+    baseline: Mapping[str, ByPrompt],
     higher_is_better: Mapping[str, bool],
     *,
     level: float = LEVEL,
@@ -201,25 +238,34 @@ def judged(found: Difference, p_holm: float, higher_is_better: bool, level: floa
     return replace(found, p_holm=p_holm, verdict=verdict)
 
 
-def sign_flip_p(gaps: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
-    """How often differences with signs thrown by coins are as large: exact where both runs are the same thing."""
-    gaps = np.asarray(gaps, float)
-    gaps = gaps[gaps != 0]
-    if not len(gaps):
+def exchange_p(sums: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
+    """How often the difference of (N, 4) sums' ratios is as large with each prompt's two runs exchanged by a coin: exact
+    where both are the same thing. Of equal weights these are flips of the signs of the prompts' differences."""
+    halves = (sums[:, :2] - sums[:, 2:]) / 2
+    middle = (sums[:, :2] + sums[:, 2:]).sum(0) / 2
+    halves = halves[(halves != 0).any(1)]
+    if not len(halves):
         return 1.0
-    size = abs(gaps.sum()) * (1 - 1e-12)
-    if len(gaps) <= 13:
-        signs = 1 - 2 * ((np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps))) & 1)
-        return float(np.mean(np.abs(signs @ gaps) >= size))
-    # eight signs a byte, and what each of its 256 values makes of its eight gaps: a lookup in place of eight products
-    eights = np.pad(gaps, (0, -len(gaps) % 8)).reshape(-1, 8)
+    flipped = np.concatenate([halves.sum(0)[None], flipped_sums(halves, flips, seed)])
+    found = np.abs(_of_sums(np.concatenate([middle + flipped, middle - flipped], 1)))
+    size = found[0] * (1 - 1e-9)  # the same sum in another order is as large
+    larger = int(np.sum(~(found[1:] < size)))  # where one side is left without weight, nothing speaks against chance
+    return larger / (len(found) - 1) if len(halves) <= EXACT else (larger + 1) / len(found)
+
+
+def flipped_sums(rows: np.ndarray, flips: int, seed: int) -> np.ndarray:
+    """(flips, columns) sums of the rows with signs thrown by coins; of few rows, with every choice of signs."""
+    if len(rows) <= EXACT:
+        return (1 - 2 * ((np.arange(2 ** len(rows))[:, None] >> np.arange(len(rows))) & 1)) @ rows
+    # eight signs a byte, and what each of its 256 values makes of its eight rows: a lookup in place of eight products
+    eights = np.pad(rows, ((0, -len(rows) % 8), (0, 0))).reshape(-1, 8, rows.shape[1])
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
-    sums = (1.0 - 2.0 * bits) @ eights.T  # (256, eights)
+    sums = (1.0 - 2.0 * bits) @ eights  # (eights, 256, columns)
     bytes_ = np.random.default_rng(seed).integers(256, size=(flips, len(eights)), dtype=np.uint8)
-    flipped = np.zeros(flips)
+    found = np.zeros((flips, rows.shape[1]))
     for place in range(len(eights)):
-        flipped += sums[bytes_[:, place], place]
-    return (int(np.sum(np.abs(flipped) >= size)) + 1) / (flips + 1)
+        found += sums[place, bytes_[:, place]]
+    return found
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -82,11 +82,12 @@ def counted(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def averaged(cells: Sequence[Mapping[str, Any]], names: Sequence[str], how: Statistics) -> dict[str, Any]:
     """Weighted mean with its interval over prompts; nothing but nulls where no clip has a value."""
-    rows = [(c["value"], c.get("weight", 1.0), n) for c, n in zip(cells, names, strict=True) if c["status"] == "ok"]
+    rows = [(c, n) for c, n in zip(cells, names, strict=True) if c["status"] == "ok"]
     if not rows:
         return {"mean": None, "low": None, "high": None, "sd": None, "median": None, "prompts": 0}
-    values, weights = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
-    estimate = statistics.ratio(values * weights, weights, [r[2] for r in rows], resamples=how.resamples, seed=how.seed)
+    values = np.array([c["value"] for c, _ in rows])
+    tops, bottoms = np.array([weighed(c) for c, _ in rows]).T
+    estimate = statistics.ratio(tops, bottoms, [n for _, n in rows], resamples=how.resamples, seed=how.seed)
     return {
         "mean": finite(estimate.value),
         "low": finite(estimate.low),
@@ -97,18 +98,25 @@ def averaged(cells: Sequence[Mapping[str, Any]], names: Sequence[str], how: Stat
     }
 
 
+def weighed(cell: Mapping[str, Any]) -> tuple[float, float]:
+    """What a clip adds to both sums of a weighted mean."""
+    weight = cell.get("weight", 1.0)
+    return cell["value"] * weight, weight
+
+
 def gap(
     cells: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], names: Sequence[str], how: Statistics
 ) -> dict[str, Any] | None:
-    """The clips' own values minus those of the variant, where both have one."""
+    """The clips' own mean minus that of the variant, where both have a value."""
     pairs = [
-        (mine["value"] - other["value"], name)
+        (mine, other, name)
         for mine, other, name in zip(cells, others, names, strict=True)
         if mine["status"] == other["status"] == "ok"
     ]
     if not pairs:
         return None
-    estimate = statistics.mean([p[0] for p in pairs], [p[1] for p in pairs], resamples=how.resamples, seed=how.seed)
+    sums = np.array([[n for c in (p[0], p[1]) for n in weighed(c)] for p in pairs])
+    estimate = statistics.ratio_gap(sums, [p[2] for p in pairs], resamples=how.resamples, seed=how.seed)
     return {
         "mean": finite(estimate.value),
         "low": finite(estimate.low),

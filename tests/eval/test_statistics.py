@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -68,11 +69,48 @@ def test_holm_against_its_definition() -> None:
 
 
 def test_few_sign_flips_are_counted_exactly() -> None:
-    gaps = np.array([1.0, 2.0, 3.0, 4.0])
-    assert statistics.sign_flip_p(gaps) == 2 / 16
-    assert statistics.sign_flip_p(np.zeros(5)) == 1
+    def p(gaps: np.ndarray) -> float:
+        ones = np.ones(len(gaps))
+        return statistics.exchange_p(np.stack([gaps, ones, 0 * ones, ones], 1))
+
+    assert p(np.array([1.0, 2.0, 3.0, 4.0])) == 2 / 16
+    assert p(np.zeros(5)) == 1
     many = np.random.default_rng(3).normal(0.25, 1, 60)
-    assert statistics.sign_flip_p(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+    assert p(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [6, 40])
+def test_exchanged_runs_against_every_exchange_by_hand(count: int) -> None:
+    random = np.random.default_rng(5)
+    sums = random.uniform(0.2, 2, (count, 4))
+
+    def gap(rows: np.ndarray) -> float:
+        top, bottom, other, beneath = rows.sum(0)
+        return abs(top / bottom - other / beneath)
+
+    picks = itertools.product((False, True), repeat=count) if count < 10 else random.random((4000, count)) < 0.5
+    turned = [np.where(np.array(pick)[:, None], sums[:, [2, 3, 0, 1]], sums) for pick in picks]
+    told = np.mean([gap(rows) >= gap(sums) - 1e-12 for rows in turned])
+    assert statistics.exchange_p(sums) == pytest.approx(told, abs=1e-9 if count < 10 else 0.03)
+
+
+def test_weighted_runs_are_compared_as_they_are_averaged() -> None:
+    """Long prompts got better, short ones worse: of error rates the words count, not the prompts."""
+    random = np.random.default_rng(6)
+    words = [20.0] * 60 + [1.0] * 40
+    wrong = [(0.3, 0.25)] * 60 + [(0.4, 0.6)] * 40
+    old, new = (
+        {str(i): [(pair[k] + 0.02 * random.normal(), w)] for i, (pair, w) in enumerate(zip(wrong, words, strict=True))}
+        for k in (0, 1)
+    )
+    found = statistics.compare(new, old, higher_is_better=False)
+    means = [statistics.mean_over(run, list(run)) for run in (old, new)]
+    for run, mean in zip((old, new), means, strict=True):
+        pairs = np.array([clips[0] for clips in run.values()])
+        assert mean == pytest.approx(statistics.ratio(pairs[:, 0] * pairs[:, 1], pairs[:, 1]).value)
+    assert found.value == pytest.approx(means[1] - means[0])
+    assert found.verdict == "better"
+    assert statistics.compare({k: [v[0][0]] for k, v in new.items()}, {k: [v[0][0]] for k, v in old.items()}).value > 0
 
 
 def test_a_run_against_itself_is_indistinguishable_and_a_better_one_better() -> None:
