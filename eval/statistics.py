@@ -77,7 +77,9 @@ def ratio(
     seed: int = 0,
 ) -> Estimate:
     """sum(tops) / sum(bottoms), as pooled F1 or error rates are made."""
-    return _estimate(np.stack([np.asarray(tops, float), np.asarray(bottoms, float)], 1), clusters, level, resamples, seed)
+    return _estimate(
+        np.stack([np.asarray(tops, float), np.asarray(bottoms, float)], 1), clusters, level, resamples, seed
+    )
 
 
 def ratio_gap(
@@ -239,8 +241,8 @@ def judged(found: Difference, p_holm: float, higher_is_better: bool, level: floa
 
 
 def exchange_p(sums: np.ndarray, flips: int = FLIPS, seed: int = 0) -> float:
-    """How often the difference of (N, 4) sums' ratios is as large with each prompt's two runs exchanged by a coin: exact
-    where both are the same thing. Of equal weights these are flips of the signs of the prompts' differences."""
+    """How often the difference of (N, 4) sums' ratios is as large with each prompt's runs exchanged by a coin: exact
+    where both are the same thing. Of equal weights that flips the signs of the prompts' differences."""
     halves = (sums[:, :2] - sums[:, 2:]) / 2
     middle = (sums[:, :2] + sums[:, 2:]).sum(0) / 2
     halves = halves[(halves != 0).any(1)]
