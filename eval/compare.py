@@ -55,6 +55,11 @@ class Comparison:
 
 def compare(config: CompareConfig) -> Comparison:
     (old, old_lines), (new, new_lines) = (read(folder) for folder in (config.baseline, config.candidate))
+    if old.get("schema") != new.get("schema"):
+        raise ValueError(
+            f"baseline={config.baseline} has schema {old.get('schema')} and candidate={config.candidate}"
+            f" {new.get('schema')}: clips were read otherwise; score the older one again"
+        )
     if old["suite"]["digest"] != new["suite"]["digest"]:
         raise ValueError(
             f"baseline={config.baseline} scored suite {old['suite']['name']} ({old['suite']['digest']}) and"

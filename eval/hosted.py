@@ -115,23 +115,24 @@ def chunks(wave: np.ndarray, length: int) -> list[np.ndarray]:
 
 
 def pieces(text: str, tokenizer: Any, most: int) -> list[str]:
-    """Sentences, joined as far as they fit in `most` tokens; a sentence that is too long is cut between words."""
+    """Sentences, joined as far as they fit in `most` tokens; one that is too long is cut between words, and a word that
+    is too long (of writing without spaces) between characters."""
     found: list[str] = []
-    for sentence in re.split(r"(?<=[.!?;])\s+", text.strip()):
-        joined = f"{found[-1]} {sentence}" if found else sentence
-        if found and fits(joined, tokenizer, most):
-            found[-1] = joined
+    for sentence in re.split(r"(?<=[.!?;])(?=\s)|(?<=[。！？；])", text.strip()):
+        if found and fits(found[-1] + sentence, tokenizer, most):
+            found[-1] += sentence
         else:
-            found += halves(sentence, tokenizer, most)
-    return found
+            found += halves(sentence.strip(), tokenizer, most)
+    return [part for part in found if part]
 
 
 def halves(text: str, tokenizer: Any, most: int) -> list[str]:
-    words = text.split()
-    if len(words) < 2 or fits(text, tokenizer, most):
+    if len(text) < 2 or fits(text, tokenizer, most):
         return [text]
-    middle = len(words) // 2
-    return [p for part in (words[:middle], words[middle:]) for p in halves(" ".join(part), tokenizer, most)]
+    words = text.split()
+    cut, between = (words, " ") if len(words) > 1 else (list(text), "")
+    middle = len(cut) // 2
+    return [p for part in (cut[:middle], cut[middle:]) for p in halves(between.join(part), tokenizer, most)]
 
 
 def fits(text: str, tokenizer: Any, most: int) -> bool:

@@ -34,9 +34,11 @@ class _Worker:
 
 
 def spread(work: Work, tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Any]]:
-    """(place, work(*task)) of every task, in the order in which they end. `work` and tasks must be picklable."""
-    if workers <= 1 or not tasks:  # one task alone may still be the one that kills its process
-        yield from ((place, work(*task)) for place, task in enumerate(tasks))
+    """(place, work(*task)) of every task, in the order in which they end. `work` and tasks must be picklable.
+
+    One worker is a process of its own too: its one task may be the one that kills it.
+    """
+    if not tasks:
         return
     # a fork of this process would inherit its threads' locks, and may wait for them for ever
     context: Any = multiprocessing.get_context("forkserver")

@@ -181,6 +181,7 @@ def shown(measured: Json) -> Json:
     said = {
         **{key: measured.get(key) for key in ("mean", "low", "high", "sd")},
         "n": n["ok"],
+        "references": measured.get("references", 0),
         **{f"n_{status}": n[status] for status in ("not_applicable", "failed", "skipped")},
         "coverage": measured["coverage"] if measured["coverage"] is not None else 1.0,
     }

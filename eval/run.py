@@ -31,7 +31,7 @@ from eval.score import Cell, Job, Scored, Scorer, decoder, digest
 from eval.suites import Suite, read_suite
 from eval.summary import Statistics, set_summary, summarised
 
-SCHEMA = 1
+SCHEMA = 2  # of both files, and of what a clip is read as: other ones are measured again
 RESULTS, SUMMARY = "results.jsonl", "summary.json"
 KEPT = ("ok", "not_applicable")  # what is worth keeping: a failure may be mended, a package installed
 

@@ -27,7 +27,7 @@ def table(summary: dict[str, Any]) -> Any:
             number(found["mean"]),
             "" if found["low"] is None else f"{number(found['low'])} .. {number(found['high'])}",
             definition["unit"],
-            str(found["n"]["ok"]),
+            f"{found['n']['ok']} / {found['references']}" if found.get("references") else str(found["n"]["ok"]),
             "" if found["coverage"] is None else f"{found['coverage']:.0%}",
             " ".join(number(null["mean"]) for null in nulls.values()),
             number(found["ceiling"]["mean"]) if "ceiling" in found else "",

@@ -146,22 +146,32 @@ def by_category(
 def set_summary(
     metric: SetMetric, made: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], seed: int
 ) -> dict[str, Any]:
-    """A set-level metric from the clips' embeddings."""
+    """A set-level metric from the clips' embeddings. Its coverage is the lower one of the two sets: distances depend on
+    the size of both."""
     vectors = [np.array(c["extras"]["vector"]) for c in made if c["status"] == "ok"]
     real = [np.array(c["extras"]["vector"]) for c in reference if c["status"] == "ok"]
     result = set_result(metric, vectors, real, seed)
     low, high = result.interval or (None, None)
+    ours, theirs = counted(made), counted(reference)
+    covered = [part["coverage"] for part in (ours, theirs) if part["coverage"] is not None]
+    lost = {f"real clip: {reason}": count for reason, count in theirs["reasons"].items()}
+    status, reason = result.status, result.reason
+    if status == "not_applicable" and lost and len(real) < 2:
+        status, reason = "failed", f"{reason}; {next(iter(lost))}"
     return {
         "definition": described(metric.definition),
         "embedder": described(metric.embedder.definition),
-        **counted(made),
-        "status": result.status,
-        "reason": result.reason,
+        "n": ours["n"],
+        "coverage": min(covered) if covered else None,
+        "reasons": {**ours["reasons"], **lost},
+        "status": status,
+        "reason": reason,
         "mean": result.value,
         "low": low,
         "high": high,
         "prompts": len(vectors),
         "references": len(real),
+        "n_references": theirs["n"],
         "extras": dict(result.extras),
     }
 

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from avgen.data.media import MediaError, MediaInfo, probe, read_clip
+from avgen.data.media import MediaError, MediaInfo, Window, probe, read_clip
 from avgen.types import Clip
 from eval.record import Prompt
 
@@ -159,9 +159,22 @@ def _decoded(take: Take) -> Clip:
     if take.path is None:
         raise MediaMissing(f"no clip of prompt {take.prompt.id!r}")
     try:
-        return read_clip(take.path, threads=1).clip
+        return ended(read_clip(take.path, threads=1))
     except MediaError as error:
         raise MediaMissing(str(error)) from error
+
+
+def ended(window: Window) -> Clip:
+    """Without what reading adds behind the end of the shorter stream, held frames or silence: nobody made it. The front
+    stays, so that both keep their clock."""
+    clip = window.clip
+    if clip.video is not None:
+        seen = clip.video[: window.video_real[-1][1]] if window.video_real else None
+        clip = replace(clip, video=seen, fps=None if seen is None else clip.fps)
+    if clip.audio is not None:
+        heard = clip.audio[:, : window.audio_real[-1][1]] if window.audio_real else None
+        clip = replace(clip, audio=heard, sample_rate_hz=None if heard is None else clip.sample_rate_hz)
+    return clip
 
 
 def _probed(take: Take) -> MediaInfo:

@@ -36,10 +36,14 @@ def glance(weights: Mapping[str, Tensor], each: int = 4096) -> str:
 
 
 def folder_mark(folder: Path) -> str:
-    """16 hex digits of everything in a model's folder, as it lies there."""
+    """16 hex digits of everything in a model's folder, as it lies there; but for what is hidden, where downloaders note
+    the time."""
     found = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        found.update(path.relative_to(folder).as_posix().encode())
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        found.update(inside.as_posix().encode())
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()[:16]

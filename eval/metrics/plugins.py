@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from avgen.lines import file_hash
 from eval.metric import Definition, Direction, Measure, Metric, Needs, Result, Setup, Skipped, Take
 
 PlugIn = Callable[..., float]
@@ -103,7 +106,19 @@ def plugged(one: Published, setup: Setup) -> Measure:
         clip = take.clip
         return Result(float(opened(place)(clip.video, clip.fps, clip.audio, clip.sample_rate_hz, take.prompt.text)))
 
-    return Measure(Definition(one.name, one.says, one.unit, one.direction, 1, needs, {"plug_in": place}), of)
+    return Measure(Definition(one.name, one.says, one.unit, one.direction, 1, needs, parameters(place)), of)
+
+
+@lru_cache(maxsize=8)
+def parameters(place: str) -> dict[str, str]:
+    """An edited module measures something else. What it imports is not seen: a changed constant in it says so."""
+    module = place.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module) if module else None
+    except (ImportError, ValueError):  # opened() will tell
+        found = None
+    origin = Path(found.origin) if found and found.origin else None
+    return {"plug_in": place} | ({"code": file_hash(origin)[:16]} if origin and origin.is_file() else {})
 
 
 @lru_cache(maxsize=8)

@@ -107,7 +107,7 @@ function verdict() {
       el("figcaption", { title: metricOf[name].says }, el("span", { class: "name" }, `${name} ${ARROWS[metricOf[name].direction]}`),
         el("b", {}, number(s.mean))),
       whisker(s),
-      el("p", { class: "quiet small" }, `n ${s.n}${s.coverage < 1 ? `, coverage ${(100 * s.coverage).toFixed(0)} %` : ""}${chance} `,
+      el("p", { class: "quiet small" }, `n ${s.n}${s.references ? ` / ${s.references} real` : ""}${s.coverage < 1 ? `, coverage ${(100 * s.coverage).toFixed(0)} %` : ""}${chance} `,
         pair ? el("span", { class: kind }, pair.verdict) : null));
   }));
 }

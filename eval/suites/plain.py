@@ -1,8 +1,9 @@
 """Anybody's own prompts: csv or jsonl.
 
 Fields: text (or prompt), id, video_text, audio_text, speech, first_frame, reference, and tags: a mapping of axis to
-category or categories in jsonl, columns named tag_AXIS (categories separated by |) in csv. The fields of a prompt file
-of `avgen sample` may stand there too: image is the first frame; video, audio and seed say nothing here.
+category or categories in jsonl, columns named tag_AXIS (categories separated by |) in csv. In jsonl, speech is text, a
+mapping with text and speaker, or a list of either. The fields of a prompt file of `avgen sample` may stand there too:
+image is the first frame; video, audio and seed say nothing here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from eval.record import Prompt, Utterance
-from eval.suites.rows import Row, csv_rows, jsonl_rows
+from eval.record import Prompt
+from eval.suites.rows import Row, csv_rows, jsonl_rows, speech
 
 KNOWN = ("id", "text", "prompt", "video_text", "audio_text", "speech", "first_frame", "reference", "tags")
 OF_SAMPLE = ("image", "video", "audio", "seed")
@@ -30,7 +31,7 @@ def read(file: Path) -> Iterator[Prompt]:
             text=row.text("text", "prompt", needed=True),
             video_text=row.text("video_text"),
             audio_text=row.text("audio_text"),
-            speech=tuple(Utterance(said) for said in row.many("speech")),
+            speech=speech(row, "speech"),
             first_frame=row.path("first_frame", "image"),
             reference=row.path("reference"),
             tags=tags(row),

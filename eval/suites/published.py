@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 
 from avgen.lines import prompts_text
-from eval.record import Check, Prompt, Utterance
-from eval.suites.rows import Row, csv_rows, json_rows, jsonl_rows, mapping, parsed
+from eval.record import Check, Prompt
+from eval.suites.rows import Row, csv_rows, json_rows, jsonl_rows, mapping, parsed, speech
 
 # What the columns cat0_ind ... cat4_ind stand for. JavisBench's README names spatial before temporal; its files do not.
 JAVIS_AXES = (("scenario", 5), ("style", 3), ("sound", 5), ("temporal", 3), ("spatial", 3))
 
 
+def with_ground_truth(reader: Callable[[Path], Iterator[Prompt]]) -> Callable[[Path], Iterator[Prompt]]:
+    """The real clips are seldom on the user's disk: where none of them is, no prompt has a reference. Where some are, a
+    missing one is named all the same, and counts as failed."""
+
+    @wraps(reader)
+    def read(file: Path) -> Iterator[Prompt]:
+        prompts = list(reader(file))
+        there = any(prompt.reference is not None and prompt.reference.is_file() for prompt in prompts)
+        yield from prompts if there else (replace(prompt, reference=None) for prompt in prompts)
+
+    return read
+
+
+@with_ground_truth
 def javisbench(file: Path) -> Iterator[Prompt]:
     """CSV; clips are numbered by row. Categories keep their numbers: their names are in a file of the suite's own."""
     for i, row in enumerate(csv_rows(file)):
@@ -21,7 +37,7 @@ def javisbench(file: Path) -> Iterator[Prompt]:
             text=row.text("text", needed=True),
             video_text=row.text("video_text"),
             audio_text=row.text("audio_text"),
-            reference=existing(row.path("path")),
+            reference=row.path("path"),
             tags=javis_tags(row),
         )
 
@@ -37,11 +53,6 @@ def javis_tags(row: Row) -> dict[str, tuple[str, ...]]:
         if said:
             found[axis] = tuple(str(int(part)) for part in said.split(","))
     return found
-
-
-def existing(path: Path | None) -> Path | None:
-    """The suite's ground truth is seldom on the user's disk: where it is not, there is no reference."""
-    return path if path is not None and path.is_file() else None
 
 
 def verse_bench(file: Path) -> Iterator[Prompt]:
@@ -123,6 +134,7 @@ def checks(said: object, group: str = "") -> Iterator[Check]:
             yield from checks(inner, group)
 
 
+@with_ground_truth
 def phyavbench(file: Path) -> Iterator[Prompt]:
     """Pairs that differ in one physical cause: two prompts a line, whose clips are ID_a.mp4 and ID_b.mp4."""
     for row in jsonl_rows(file):
@@ -131,7 +143,7 @@ def phyavbench(file: Path) -> Iterator[Prompt]:
             yield Prompt(
                 id=f"{name}_{side}",
                 text=row.text(f"prompt_{side}", needed=True),
-                reference=existing(row.path(f"ref_video_{side}")),
+                reference=row.path(f"ref_video_{side}"),
                 tags={"cause": (name[0],)},
                 extra={"pair": name, "side": side},
             )
@@ -148,19 +160,3 @@ def avbench(file: Path) -> Iterator[Prompt]:
             speech=speech(row, "utterance"),
             tags={"set": (file.stem,)},
         )
-
-
-def speech(row: Row, name: str) -> tuple[Utterance, ...]:
-    """Text, a mapping with text and speaker, or a list of either."""
-    said = row.values.get(name)
-    found = []
-    for part in said if isinstance(said, list) else [said]:
-        if isinstance(part, str) and part.strip():
-            found.append(Utterance(part.strip()))
-        elif isinstance(part, dict) and str(part.get("text") or "").strip():
-            found.append(
-                Utterance(str(part["text"]).strip(), str(part.get("speaker") or ""), str(part.get("description") or ""))
-            )
-        elif part not in (None, "") and not isinstance(part, str | dict):
-            raise row.error(f"{name} is a {type(part).__name__}, text or mappings with text are needed")
-    return tuple(found)

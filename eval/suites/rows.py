@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen.lines import prompts_text
+from eval.record import Utterance
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,31 @@ class Row:
         """A field that may be a list, one value or nothing."""
         value = self.values.get(name)
         values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+        for part in values:
+            if not isinstance(part, str | int | float):
+                raise self.error(f"{name} holds a {type(part).__name__}, text is needed")
         return tuple(str(v).strip() for v in values if str(v).strip())
 
     def path(self, *names: str) -> Path | None:
         """A file named relative to the file of the suite."""
         said = self.text(*names)
         return self.file.parent / said if said else None
+
+
+def speech(row: Row, name: str) -> tuple[Utterance, ...]:
+    """Text, a mapping with text and speaker, or a list of either."""
+    said = row.values.get(name)
+    found = []
+    for part in said if isinstance(said, list) else [said]:
+        if isinstance(part, str) and part.strip():
+            found.append(Utterance(part.strip()))
+        elif isinstance(part, dict) and str(part.get("text") or "").strip():
+            found.append(
+                Utterance(str(part["text"]).strip(), str(part.get("speaker") or ""), str(part.get("description") or ""))
+            )
+        elif part not in (None, "") and not isinstance(part, str | dict):
+            raise row.error(f"{name} is a {type(part).__name__}, text or mappings with text are needed")
+    return tuple(found)
 
 
 def csv_rows(file: Path) -> Iterator[Row]:

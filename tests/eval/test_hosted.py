@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from eval import hosted
 from eval.hosted import Source
 from eval.metric import ClipMetric, SetMetric, Setup, Skipped, measure
-from eval.metrics import judge, transcript, windows
+from eval.metrics import judge, plugins, transcript, windows
 from eval.record import Check, Prompt, Utterance
 from eval.registry import GROUPS, chosen
 from eval.take import Take
@@ -105,6 +106,17 @@ def test_prompts_are_split_between_sentences_and_lose_no_word() -> None:
     assert " ".join(parts) == text.strip()
     assert all(len(part.split()) <= 6 for part in parts)
     assert parts[0] == "One two three. Four five? Six!"
+
+
+def test_a_long_prompt_without_spaces_is_read_whole() -> None:
+    def tokenizer(text: str) -> dict[str, list[str]]:
+        return {"input_ids": list(text)}
+
+    text = "红色的球落在地上。" * 4 + "很" * 150
+    parts = hosted.pieces(text, tokenizer, 64)
+    assert "".join(parts) == text
+    assert all(len(part) <= 64 for part in parts)
+    assert parts[0] == "红色的球落在地上。" * 4
 
 
 def test_a_long_sound_is_heard_whole_and_always_alike(weights: dict[str, str]) -> None:
@@ -352,6 +364,26 @@ def test_a_plug_in_is_a_function_that_is_named() -> None:
     absent = measure(metric("synchformer.desync_s", {}), take_of(0))
     assert absent.status == "skipped"
     assert "clone https://github.com/v-iashin/Synchformer" in absent.reason
+
+
+def test_an_edited_plug_in_is_another_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    hashes = []
+    for factor in (1, 100):
+        (tmp_path / "of_mine.py").write_text(f"def score(frames, fps, wave, rate, text):\n    return {factor}\n")
+        plugins.parameters.cache_clear()
+        importlib.invalidate_caches()
+        hashes.append(metric("imagebind.audio_video", {"imagebind": "of_mine:score"}).definition.hash)
+    assert hashes[0] != hashes[1]
+
+
+def test_a_folder_is_known_without_what_a_download_notes_of_its_time(tmp_path: Path) -> None:
+    for name, noted in (("a", "1"), ("b", "2")):
+        (tmp_path / name / ".cache" / "huggingface").mkdir(parents=True)
+        (tmp_path / name / ".cache" / "huggingface" / "x.metadata").write_text(noted)
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    one, other = (Source.of(Setup(weights={"clip": str(tmp_path / name)}), "clip", "") for name in "ab")
+    assert one.digest == other.digest != ""
 
 
 def test_strict_licences_refuse_what_forbids_commerce() -> None:

@@ -17,6 +17,12 @@ def work(task: str) -> str:
     return task
 
 
+def test_the_only_worker_may_die_too() -> None:
+    found = dict(spread(work, [("first",), ("dies",), ("third",)], workers=1))
+    assert isinstance(found.pop(1), Died)
+    assert found == {0: "first", 2: "third"}
+
+
 def test_a_worker_that_dies_between_two_tasks_costs_neither() -> None:
     """Its answer is there, and nobody is: who is handed the next task is another."""
     tasks = ["first", "dies afterwards", "third", "fourth", "dies", "sixth"]

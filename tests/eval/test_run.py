@@ -21,8 +21,10 @@ from avgen.data.toybox import ToyboxConfig, parse, render_facts
 from avgen.types import Clip
 from eval import registry, run
 from eval.config import EvalConfig
+from eval.record import Prompt
 from eval.score import Scored, Scorer
 from eval.suites import read_suite
+from eval.take import Take
 from tests.conftest import ROOT
 
 WITH_FAULTS = (*registry.GROUPS, registry.Group("faulty", "faulty", "tests.eval.faulty"))
@@ -51,6 +53,13 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(clips: Path, out: Path, **changes: Any) -> EvalConfig:
     return replace(EvalConfig(clips=clips, out=out, limit=8, workers=1, resamples=200, least=3), **changes)
+
+
+@pytest.fixture
+def shades(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics of tests.eval.shades in place of all others, in this process alone."""
+    monkeypatch.setattr(registry, "GROUPS", (registry.Group("shades", "shades", "tests.eval.shades"),))
+    monkeypatch.setattr(run, "spread", lambda work, tasks, workers: ((i, work(*task)) for i, task in enumerate(tasks)))
 
 
 def lines_of(out: Path) -> list[dict[str, Any]]:
@@ -285,8 +294,7 @@ def test_a_users_mistake_is_one_line(
     assert said in capsys.readouterr().err
 
 
-def test_set_metrics_see_the_clips_that_have_an_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "GROUPS", (registry.Group("shades", "shades", "tests.eval.shades"),))
+def test_set_metrics_see_the_clips_that_have_an_embedding(tmp_path: Path, shades: None) -> None:
     (tmp_path / "clips").mkdir()
     prompts = []
     for name, made, real in (("a", 10, 20), ("b", 30, 40), ("fails", 50, 60)):
@@ -306,9 +314,8 @@ def test_set_metrics_see_the_clips_that_have_an_embedding(tmp_path: Path, monkey
 
 
 @pytest.fixture
-def shaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalConfig:
+def shaded(tmp_path: Path, shades: None) -> EvalConfig:
     """Two prompts with a real clip each, and two clips made of each."""
-    monkeypatch.setattr(registry, "GROUPS", (registry.Group("shades", "shades", "tests.eval.shades"),))
     (tmp_path / "clips").mkdir()
     for i, name in enumerate(("clips/a_s0", "clips/a_s1", "clips/b_s0", "clips/b_s1", "a_real", "b_real")):
         write_clip(tmp_path / f"{name}.mp4", Clip(np.full((8, 32, 32, 3), 20 * i, np.uint8), None, 8.0, None))
@@ -323,6 +330,14 @@ def test_a_real_clip_stands_in_the_reference_once(shaded: EvalConfig) -> None:
     found = run.evaluate(shaded)["sets"]["shades.gap"]
     assert found["n"]["ok"] == 4
     assert found["references"] == 2
+
+
+def test_a_set_tells_of_the_real_clips_that_it_lacks(shaded: EvalConfig, tmp_path: Path) -> None:
+    (tmp_path / "b_real.mp4").unlink()
+    found = run.evaluate(shaded)["sets"]["shades.gap"]
+    assert (found["coverage"], found["references"], found["status"]) == (0.5, 1, "failed")
+    assert "real clip" in found["reason"]
+    assert "b_real.mp4" in next(iter(found["reasons"]))
 
 
 def test_a_strict_licence_refuses_what_is_in_the_cache_too(shaded: EvalConfig) -> None:
@@ -350,3 +365,16 @@ def test_ranks_take_a_gpu_each_and_share_the_cores(toys: Path, tmp_path: Path, m
     assert (cpu.processes, gpu.processes, gpu.setup.device) == (8, 1, "cuda:1")
     assert config(toys, tmp_path, device="cuda:3").setup.device == "cuda:3"
     assert run.planned(gpu).scorer.setup.device == "cuda:1"
+
+
+def test_what_a_shorter_stream_lacks_is_not_measured(tmp_path: Path) -> None:
+    """Reading holds the last frame, or adds silence, up to the end of the longer stream: nobody made either."""
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 255, (16, 32, 32, 3), np.uint8)
+    sound = random.normal(0, 0.1, (1, 64000)).astype(np.float32)
+    write_clip(tmp_path / "long_sound.mp4", Clip(frames, sound, 8.0, 16000))
+    write_clip(tmp_path / "long_picture.mp4", Clip(frames, sound[:, :16000], 8.0, 16000))
+    heard, seen = (Take(Prompt("a", "a"), tmp_path / f"long_{name}.mp4") for name in ("sound", "picture"))
+    assert len(heard.picture.frames) == len(seen.picture.frames) == 16
+    assert heard.sound.duration_s == pytest.approx(4, abs=0.1)
+    assert seen.sound.duration_s == pytest.approx(1, abs=0.1)

@@ -47,7 +47,9 @@ def test_javisbench_categories_keep_the_order_of_the_indices(tmp_path: Path) -> 
     }
     assert "temporal" not in second.tags
     assert first.reference == tmp_path / "a.mp4"
-    assert second.reference is None  # its ground truth is not on this disk
+    assert second.reference is not None  # where some of the ground truth is, what is missing is told
+    (tmp_path / "a.mp4").unlink()
+    assert {prompt.reference for prompt in read_suite("javisbench", tmp_path / "bench.csv").prompts} == {None}
     assert [axis for axis, _ in JAVIS_AXES][3:] == ["temporal", "spatial"]
 
 
@@ -140,6 +142,15 @@ def test_plain_files_in_both_forms_say_the_same(tmp_path: Path) -> None:
     assert read_suite("plain", csv).prompts == read_suite("plain", jsonl).prompts
 
     assert read_suite("plain", csv).prompts[0].tags == {"place": ("church", "town")}
+
+
+def test_who_speaks_is_not_what_is_said(tmp_path: Path) -> None:
+    said = {"text": "A woman greets.", "speech": [{"speaker": "Anna", "text": "Hello there"}, "Good day"]}
+    (prompt,) = read_suite("plain", written(tmp_path, "a.jsonl", json.dumps(said) + "\n")).prompts
+    assert [(one.text, one.speaker) for one in prompt.speech] == [("Hello there", "Anna"), ("Good day", "")]
+    wrong = written(tmp_path, "b.jsonl", json.dumps({"text": "A bell", "tags": {"place": [{"a": 1}]}}) + "\n")
+    with pytest.raises(ValueError, match="place holds a dict, text is needed"):
+        read_suite("plain", wrong)
 
 
 def test_a_line_of_jsonl_ends_where_json_says(tmp_path: Path) -> None:
