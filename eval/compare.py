@@ -83,8 +83,8 @@ def compare(config: CompareConfig) -> Comparison:
     )
     means = {}
     for name in names:
-        shared = [prompt for prompt in a[name] if prompt in b[name]]
-        means[name] = (statistics.mean_over(a[name], shared), statistics.mean_over(b[name], shared))
+        both = [prompt for prompt in a[name] if prompt in b[name]]
+        means[name] = (statistics.mean_over(a[name], both), statistics.mean_over(b[name], both))
     return Comparison(str(config.baseline), str(config.candidate), found, means, left_out)
 
 
