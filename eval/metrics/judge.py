@@ -22,6 +22,7 @@ import torch
 
 from eval.hosted import Source, mono, spread_frames
 from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Result, Setup, Skipped, Take
+from eval.take import Picture
 
 FRAMES_A_SECOND, MOST_FRAMES = 1.0, 16
 RATE_HZ = 16_000
@@ -41,14 +42,20 @@ ASKED = {
 
 
 class Judge(Protocol):
-    """Asked about frames (T, H, W, 3) and a wave (S,) at RATE_HZ, either of which may be absent."""
+    """Asked about a picture and a wave (S,) at RATE_HZ, either of which may be absent."""
 
-    def yes(self, question: str, frames: np.ndarray | None, wave: np.ndarray | None) -> float: ...  # P(yes | yes or no)
+    def yes(self, question: str, picture: Picture | None, wave: np.ndarray | None) -> float: ...  # P(yes | yes or no)
 
 
 def metrics(setup: Setup) -> Sequence[Metric]:
     place = setup.weights.get("judge", "")
-    said = {"orders": list(ORDERS), "frames_a_second": FRAMES_A_SECOND, "most_frames": MOST_FRAMES, "judge": place}
+    said = {
+        "orders": list(ORDERS),
+        "frames_a_second": FRAMES_A_SECOND,
+        "most_frames": MOST_FRAMES,
+        "pace": "told",
+        "judge": place,
+    }
     source = Source.of(setup, "judge", place)
     if source.digest:
         said["judge"] = f"sha256:{source.digest}"
@@ -103,7 +110,7 @@ class Jury:
         return Local(self.source)
 
     def audio_video(self, take: Take) -> Result:
-        return self.both_ways(ASKED["audio_video"], frames_of(take), mono(take.sound, RATE_HZ))
+        return self.both_ways(ASKED["audio_video"], glimpses(take), mono(take.sound, RATE_HZ))
 
     def audio_text(self, take: Take) -> Result:
         text = take.prompt.audio_text or take.prompt.text
@@ -111,11 +118,11 @@ class Jury:
 
     def video_text(self, take: Take) -> Result:
         text = take.prompt.video_text or take.prompt.text
-        return self.both_ways([q.format(text) for q in ASKED["video_text"]], frames_of(take), None)
+        return self.both_ways([q.format(text) for q in ASKED["video_text"]], glimpses(take), None)
 
-    def both_ways(self, asked: Sequence[str], frames: np.ndarray | None, wave: np.ndarray | None) -> Result:
+    def both_ways(self, asked: Sequence[str], picture: Picture | None, wave: np.ndarray | None) -> Result:
         judge = self.judge
-        right, wrong = ([judge.yes(f"{question} {order}", frames, wave) for order in ORDERS] for question in asked)
+        right, wrong = ([judge.yes(f"{question} {order}", picture, wave) for order in ORDERS] for question in asked)
         votes = [*right, *(1 - p for p in wrong)]
         said = {"yes": right, "yes_to_opposite": wrong, "leaning": float(np.mean(right) + np.mean(wrong) - 1)}
         return Result(float(np.mean(votes)), confidence=round(1 - float(np.ptp(votes)), 3), extras=said)
@@ -124,19 +131,21 @@ class Jury:
         if not take.prompt.checklist:
             raise NotApplicable("the prompt has no checklist")
         clip = take.clip
-        frames = None if clip.video is None else frames_of(take)
+        picture = None if clip.video is None else glimpses(take)
         wave = None if clip.audio is None else mono(take.sound, RATE_HZ)
         judge = self.judge
         answers = []
         for check in take.prompt.checklist:
-            yes = float(np.mean([judge.yes(f"{check.question} {order}", frames, wave) for order in ORDERS]))
+            yes = float(np.mean([judge.yes(f"{check.question} {order}", picture, wave) for order in ORDERS]))
             answers.append(yes if check.answer.strip().lower().startswith("y") else 1 - yes)
         return Result(float(np.mean(answers)), weight=len(answers), extras={"answers": answers})
 
 
-def frames_of(take: Take) -> np.ndarray:
+def glimpses(take: Take) -> Picture:
+    """Few enough frames for a judge, and how fast they follow each other."""
     count = int(np.clip(round(take.picture.duration_s * FRAMES_A_SECOND), 2, MOST_FRAMES))
-    return spread_frames(take.picture, count)
+    frames = spread_frames(take.picture, count)
+    return Picture(frames, len(frames) / take.picture.duration_s)
 
 
 @dataclass(frozen=True)
@@ -145,14 +154,16 @@ class Local:
 
     source: Source
 
-    def yes(self, question: str, frames: np.ndarray | None, wave: np.ndarray | None) -> float:
+    def yes(self, question: str, picture: Picture | None, wave: np.ndarray | None) -> float:
         model = self.source.load("Qwen2_5OmniThinkerForConditionalGeneration")
         processor = self.source.load("Qwen2_5OmniProcessor")
         content: list[dict[str, str]] = []
         media: dict[str, Any] = {}
-        if frames is not None:
+        if picture is not None:
             content.append({"type": "video"})
-            media |= {"videos": [torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)]}
+            # without their rate two frames a second are assumed, and the picture is told at another pace than the sound
+            frames = torch.from_numpy(np.ascontiguousarray(picture.frames)).permute(0, 3, 1, 2)
+            media |= {"videos": [frames], "fps": picture.fps}
         if wave is not None:
             content.append({"type": "audio"})
             media |= {"audio": [wave]}
@@ -177,9 +188,9 @@ class Endpoint:
     address: str  # http://host/v1
     model: str
 
-    def yes(self, question: str, frames: np.ndarray | None, wave: np.ndarray | None) -> float:
+    def yes(self, question: str, picture: Picture | None, wave: np.ndarray | None) -> float:
         content: list[dict[str, Any]] = []
-        for frame in frames if frames is not None else ():
+        for frame in picture.frames if picture is not None else ():
             content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(frame)}"}})
         if wave is not None:
             content.append({"type": "input_audio", "input_audio": {"data": wav(wave), "format": "wav"}})

@@ -21,7 +21,7 @@ from eval.metric import ClipMetric, SetMetric, Setup, Skipped, measure
 from eval.metrics import judge, plugins, transcript, windows
 from eval.record import Check, Prompt, Utterance
 from eval.registry import GROUPS, chosen
-from eval.take import Take
+from eval.take import Picture, Take
 from tests.eval import tiny
 
 TOYBOX = Toybox(ToyboxConfig(scenes=("single",)), "test", 3)
@@ -340,6 +340,13 @@ def test_a_checklist_counts_right_answers(address: str) -> None:
     kinds = {part["type"] for part in Answers.seen[-1]["messages"][0]["content"]}
     assert kinds == {"image_url", "input_audio", "text"}
     assert measure(metric("judge.checklist", {"judge": address}), take_of(0)).status == "not_applicable"
+
+
+def test_a_judge_is_told_how_fast_the_picture_goes(tmp_path: Path) -> None:
+    local = judge.Local(Source.of(Setup(), "judge", str(tiny.judge(tmp_path))))
+    frames = take_of(0).picture.frames[:8]
+    slow, fast = (local.yes("Does it ring?", Picture(frames, fps), None) for fps in (1.0, 2.0))
+    assert slow != fast
 
 
 def test_no_judge_and_a_dead_one_are_skipped() -> None:
