@@ -82,7 +82,10 @@ def configure(
     examples: Sequence[str] = (),
     verb: str | None = None,
 ) -> T:
-    """The configuration of a command line, from configs/<name>.yaml if named; `--help` and `--show` print and leave."""
+    """The configuration of a command line, from configs/<name>.yaml if named; `--help` and `--show` print and leave.
+
+    `verb` is what stands behind `avgen`, or the whole of a command that is none of its verbs: "python -m MODULE".
+    """
     overrides, config_dir, asked = _split(sys.argv[1:] if argv is None else argv)
     if asked == "help":
         print(help_text(cls, name, overrides, config_dir, about, examples, verb or name or ""))
@@ -130,7 +133,8 @@ def help_text(
     """Every key with its value now, type and meaning; the groups with their options; examples."""
     composed = compose(cls, name, overrides, config_dir)
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    lines = [f"avgen {verb} - {about}", "", f"usage: avgen {verb} [key=value ...] [--show] [--config-dir DIR]", ""]
+    typed_so = verb if verb.startswith("python ") else f"avgen {verb}"
+    lines = [f"{typed_so} - {about}", "", f"usage: {typed_so} [key=value ...] [--show] [--config-dir DIR]", ""]
     offered = groups(name, config_dir)
     if offered:
         lines.append("groups (each option is a file configs/GROUP/OPTION.yaml):")

@@ -13,6 +13,7 @@ import difflib
 import enum
 import hashlib
 import json
+import site
 import sys
 import types
 import typing
@@ -264,11 +265,11 @@ def fingerprint(config: Any) -> str:
 def config_root() -> Path:
     """The folder of YAML files: beside the package in a checkout, under share/ in an installed wheel."""
     beside = Path(__file__).resolve().parent.parent / "configs"
-    shared = Path(sys.prefix) / "share" / "avgen" / "configs"
-    for folder in (beside, shared):
-        if folder.is_dir():
+    shared = [Path(place) / "share" / "avgen" / "configs" for place in (sys.prefix, site.getuserbase())]
+    for folder in (beside, *shared):
+        if (folder / "train.yaml").is_file():  # beside an installed package a folder of this name is somebody else's
             return folder
-    raise ConfigError("", f"no configs/ folder at {beside} or {shared}: reinstall avgen, or give --config-dir DIR")
+    raise ConfigError("", f"no configs/ folder at {beside} or {shared[0]}: reinstall avgen, or give --config-dir DIR")
 
 
 @dataclass(frozen=True)
@@ -359,9 +360,9 @@ def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_d
     home = root.parent if root else folders[0]  # Hydra wants the primary file in its first folder
     others = [folder for folder in folders if folder != home]
     offered = groups(name, config_dir)
-    composing, texts, mappings = _checked(cls, overrides, offered)
+    composing, texts, mappings = _checked(cls, overrides, offered, _options(folders), rooted=root is not None)
     if others:
-        composing = [f"hydra.searchpath=[{','.join(f'file://{f}' for f in others)}]", *composing]
+        composing = [f"hydra.searchpath=[{','.join(_quoted(f'file://{f}') for f in others)}]", *composing]
     try:
         with initialize_config_dir(str(home), version_base="1.3"):
             config = hydra_compose(name, overrides=composing, return_hydra_config=True)
@@ -400,10 +401,15 @@ def _filled(value: Any, marks: Mapping[str, str]) -> Any:
 
 
 def _checked(
-    cls: type, overrides: Sequence[str], offered: Mapping[str, list[str]]
+    cls: type,
+    overrides: Sequence[str],
+    offered: Mapping[str, list[str]],
+    options: Mapping[str, list[str]],
+    rooted: bool,
 ) -> tuple[list[str], list[tuple[str, str]], list[tuple[str, Any]]]:
-    """Overrides for Hydra; those of text keys, whose value is taken as typed: a prompt may hold commas; and those of
-    mappings whose keys are free, which a mapping replaces: Hydra would mix the tasks given with the recipe's."""
+    """Overrides for Hydra; those of text keys, whose value is taken as typed: a prompt may hold commas; and those that
+    are put in afterwards: mappings whose keys are free, which a mapping replaces (Hydra would mix the tasks given with
+    the recipe's), and keys that are called as a folder of configs/ is, which Hydra takes for its group."""
     schema = {leaf.key: leaf for leaf in leaves(cls)}
     sections = {key.rsplit(".", i)[0] for key in schema for i in range(1, key.count(".") + 1)}
     composing: list[str] = []
@@ -416,17 +422,27 @@ def _checked(
             raise ConfigError("", f"{override!r} is not key=value; {_suggest(bare, [*schema, *offered])}")
         if bare in offered:
             if equals and value not in (*offered[bare], "null"):
-                options = ", ".join(offered[bare])
-                raise ConfigError(bare, f"no option {value!r}; {_suggest(value, offered[bare])} (offered: {options})")
-            composing.append(_parsed(override))
+                named = ", ".join(offered[bare])
+                raise ConfigError(bare, f"no option {value!r}; {_suggest(value, offered[bare])} (offered: {named})")
+            composing.append(f"~{bare}" if value == "null" else _parsed(override))
         elif bare in schema and equals and _is_text(schema[bare].hint):
             if value != "null":
                 texts.append((bare, value))
             else:
                 _forget(bare, texts, mappings)
-                composing.append(f"++{bare}=null")
-        elif (value.startswith("{") and bare in schema and _is_open(schema[bare].hint)) or any(
-            bare.startswith(f"{replaced}.") for replaced, _ in mappings
+                if bare in options:
+                    mappings.append((bare, None))
+                else:
+                    composing.append(f"++{bare}=null")
+        elif equals and bare in sections and bare in options and not value.startswith("{"):
+            if value not in options[bare]:
+                named = ", ".join(options[bare])
+                raise ConfigError(bare, f"{value!r} is none of {named}; give one key of it as {bare}.KEY=VALUE")
+            composing.append(_parsed(override if rooted else f"+{bare}={value}"))
+        elif (
+            (value.startswith("{") and _is_free(bare, schema))
+            or (equals and bare in options and (bare in schema or bare in sections))
+            or any(bare.startswith(f"{replaced}.") for replaced, _ in mappings)
         ):
             mappings.append((bare, _read(f"{bare}={value}").value()))
         elif bare in schema or bare in sections or _inside_open_leaf(bare, schema):
@@ -470,6 +486,11 @@ def _is_text(hint: Any) -> bool:
     return all(m in (str, Path, type(None)) for m in members)
 
 
+def _is_free(key: str, schema: Mapping[str, Leaf]) -> bool:
+    """Whether the key is a mapping whose keys the schema leaves open, or lies inside one."""
+    return (key in schema and _is_open(schema[key].hint)) or _inside_open_leaf(key, schema)
+
+
 def _inside_open_leaf(key: str, schema: Mapping[str, Leaf]) -> bool:
     """Whether the key lies inside a mapping whose keys the schema leaves open."""
     parents = [key.rsplit(".", i)[0] for i in range(1, key.count(".") + 1)]
@@ -487,6 +508,17 @@ def _folders(config_dir: Path | None) -> list[Path]:
     if not config_dir.is_dir():
         raise ConfigError("", f"--config-dir {config_dir} is not a folder")
     return [config_dir.resolve(), config_root()]
+
+
+def _options(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Every folder of YAML files by name, with what it offers, asked for by the root file or not."""
+    names = {path.parent.name for folder in folders for path in folder.glob("*/*.yaml")}
+    return {name: sorted({f.stem for folder in folders for f in (folder / name).glob("*.yaml")}) for name in names}
+
+
+def _quoted(text: str) -> str:
+    """For Hydra's grammar, which has a meaning for brackets and commas."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path:

@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         "how honest the error bars are, on data whose truth is known",
         ["python -m eval.calibration times=1000"],
-        "calibration",
+        "python -m eval.calibration",
     )
     from rich.console import Console
     from rich.progress import track

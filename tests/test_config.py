@@ -54,6 +54,11 @@ class Fancy:
 
 
 @dataclass(frozen=True)
+class Deep:
+    tables: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Everything:
     whole: int
     ratio: float
@@ -144,7 +149,7 @@ def test_a_letter_lost_is_found_again(key: str, data: st.DataObject) -> None:
     lost = data.draw(st.integers(0, len(key) - 1).filter(lambda i: key[i] != "."))
     typo = key[:lost] + key[lost + 1 :]
     with pytest.raises(ConfigError, match=r"nearest valid one is (\S+)") as refused:
-        config._checked(Everything, [f"{typo}=1"], {})
+        config._checked(Everything, [f"{typo}=1"], {}, {}, rooted=True)
     assert f"nearest valid one is {key}" in str(refused.value)
 
 
@@ -218,6 +223,13 @@ def test_a_mapping_replaces_that_of_the_file_and_one_key_is_laid_over_it(folder:
     assert table("table.x=3") == {"x": 3, "y": 2}
     assert table("table.x=3", "table={z: 3}", "table.y=4") == {"z": 3, "y": 4}
     assert table("table={}") == {}
+
+    def inner(*words: str) -> dict[str, float]:
+        return load(Deep, None, ["tables={a: {x.y: 1, z: 2}}", *words]).tables
+
+    assert inner("tables.a={x.y: 3}") == {"a": {"x.y": 3}}
+    assert inner("tables.b={z: 3}", "tables.b.z=4") == {"a": {"x.y": 1, "z": 2}, "b": {"z": 4}}
+
     with pytest.raises(ConfigError, match=r"table.z: 'x' is a str, float is needed \(from 'table={z: x}'"):
         table("table={z: x}")
 
@@ -412,3 +424,34 @@ def test_every_key_has_a_meaning_in_help(verb: Any) -> None:
     for leaf in config.leaves(schema_of(verb)):
         if leaf.name != "kind":
             assert field_comments(leaf.owner)[leaf.name], f"say beside {leaf.owner.__name__}.{leaf.name} what it means"
+
+
+def test_a_key_called_as_a_folder_of_options_is_a_key() -> None:
+    """Hydra would take it for its group, and refuse it in words of its own."""
+    from avgen.sample.scores import ScoresConfig
+    from eval.config import EvalConfig
+
+    def every(*words: str) -> int:
+        return load(ScoresConfig, None, words).cache.every
+
+    assert load(EvalConfig, "eval", ["cache=null"]).cache is None
+    assert every("cache=half") == 2
+    assert every("cache=half", "cache.every=3") == 3
+    assert every("cache={every: 4}") == 4
+    with pytest.raises(ConfigError, match=r"cache: 'hlf' is none of .*half.*cache\.KEY=VALUE"):
+        every("cache=hlf")
+
+
+@pytest.mark.parametrize("name", ["my configs (1)", "a,b=c", "it's"])
+def test_a_folder_of_own_files_may_have_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "recipe").mkdir(parents=True)
+    (tmp_path / name / "recipe" / "mine.yaml").write_text("# @package _global_\nwidth: 123\n")
+    (tmp_path / name / "job.yaml").write_text("defaults: [{recipe: mine}]\n")
+    assert load(Inner, "job", [], tmp_path / name).width == 123
+
+
+def test_no_option_of_a_group() -> None:
+    from avgen.train.config import TrainConfig
+
+    assert load(TrainConfig, "train", ["recipe=toybox", "parallel=null"]).parallel.strategy == "ddp"
+    assert load(TrainConfig, "train", ["recipe=toybox", "model=small"]).model.video.width > 192

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -106,6 +107,40 @@ def test_training_goes_on_after_a_stop_and_is_not_repeated(tmp_path: Path, monke
     assert other.out != run.out
     with pytest.raises(ValueError, match="recipe"):
         learned.settings(replace(config, recipe="nothing"))
+
+
+def test_what_a_killed_training_took_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(load(DemoConfig, "demo", []), out=tmp_path)
+
+    def killed(words: list[str]) -> int:
+        (record,) = tmp_path.glob("model/*/demo.json")
+        left.append(record.read_text())  # what a kill at this instant leaves
+        return 0
+
+    left: list[str] = []
+    monkeypatch.setattr("avgen.train.__main__.main", killed)
+    learned.train(config, Console(quiet=True))
+    (record,) = tmp_path.glob("model/*/demo.json")
+    record.write_text(left[0])
+    for _ in range(2):  # trained to its end, then found done
+        _, seconds = learned.train(config, Console(quiet=True))
+        assert math.isnan(seconds)
+    figure = Figure("model: time to train", seconds, "min", at_most=10.0)
+    assert (figure.met, figure.shown) == (False, "unknown")
+
+
+def test_what_an_exception_stops_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(load(DemoConfig, "demo", []), out=tmp_path)
+
+    def full(words: list[str]) -> int:
+        time.sleep(0.2)
+        raise OSError("no space left")
+
+    monkeypatch.setattr("avgen.train.__main__.main", full)
+    with pytest.raises(OSError, match="space"):
+        learned.train(config, Console(quiet=True))
+    monkeypatch.setattr("avgen.train.__main__.main", lambda words: 0)
+    assert learned.train(config, Console(quiet=True))[1] >= 0.2
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         "time reading clips beside PyAV's decoder",
         ["python -m avgen.data.media_bench", "python -m avgen.data.media_bench clips=folder size=[256,448]"],
-        "media_bench",
+        "python -m avgen.data.media_bench",
     )
     if config.clips is None:
         config.out.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
             "python -m avgen.data.prepare_bench",
             "python -m avgen.data.prepare_bench kind=patches clips=1000 spoilt=1 shard_clips=64 height=64 width=64",
         ],
-        "prepare_bench",
+        "python -m avgen.data.prepare_bench",
     )
     console = Console()
     manifest, codec = clips_in(config.out / "clips", config), codecs_in(config.out / "codecs", config.kind)

@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         "open and read a store of a million fake clips",
         ["python -m avgen.data.store_bench", "python -m avgen.data.store_bench samples=100000 std=true out=runs/small"],
-        "store_bench",
+        "python -m avgen.data.store_bench",
     )
     told = run(config, Console())
     (config.out / "bench.json").write_text(json.dumps(told, indent=2) + "\n")

@@ -35,7 +35,7 @@ def toybench(config: DemoConfig, run: TrainConfig, console: Console) -> Benched:
     folder = config.out / "toybench" / fingerprint((run.out.name, config.toybench_prompts, sampling))[:8]
     prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
     count = f"limit={config.toybench_prompts}"
-    workers = ["workers=1"] if config.quick else []  # processes take seconds to start
+    workers = ["workers=1"] if config.quick else []  # each takes seconds to start
     for words in (
         ["eval", "prompts", "suite=toybench", count, f"out={prompts}"],
         ["sample", f"model={run.out}", f"prompts={prompts}", f"out={clips}", *sampling],

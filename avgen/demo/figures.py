@@ -34,6 +34,8 @@ class Figure:
 
     @property
     def shown(self) -> str:
+        if math.isnan(self.value):
+            return "unknown"
         interval = "" if self.low is None or self.high is None else f" ({self.low:.4g} - {self.high:.4g})"
         return f"{self.value:.4g}{interval} {self.unit}".strip()
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -24,7 +23,8 @@ from avgen.data.toybox.world import Split
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
 from avgen.demo.showing import Shown, show_made, varied
-from avgen.models.compilation import missing_for_cpus
+from avgen.lines import finite
+from avgen.models.compilation import words_without_compiler
 from avgen.sample.exam import TASKS, Exam, crew
 from avgen.sample.folder import open_pipeline
 from avgen.sample.guidance import Guidance, ModalityGuidance
@@ -66,8 +66,8 @@ def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
             # the demo's own clips, so that the codecs are fitted once
             *(f"data.fit_clips={config.fit_clips}", f"data.world.scenes=[{','.join(config.world.scenes)}]"),
         ]
-    elif missing_for_cpus() and not torch.cuda.is_available():
-        words.append("compile=false")  # slower, but the demo needs nothing that is not there
+    else:
+        words += words_without_compiler()  # slower, but the demo needs nothing that is not there
     plain = load(TrainConfig, "train", words)
     if not isinstance(plain.data, ToyboxData):
         raise ValueError(f"recipe={config.recipe} does not train on the toybox, whose events the demo judges by")
@@ -83,18 +83,31 @@ def train(config: DemoConfig, console: Console) -> tuple[TrainConfig, float]:
     before = json.loads(record.read_text()) if record.is_file() else {"seconds": 0.0, "done": False}
     if before["done"]:
         console.print(f"trained before: {run.out}")
-        return run, float(before["seconds"])
+        return run, seconds_of(before)
     from avgen.train.__main__ import main
 
     console.print(f"training: avgen train {' '.join(words)}", highlight=False, markup=False)
-    began = time.perf_counter()
-    code = main(words)
-    seconds = before["seconds"] + time.perf_counter() - began
-    if run.out.is_dir():
-        record.write_text(json.dumps({"seconds": seconds, "done": code == 0}) + "\n")
+    began, code, seconds = time.perf_counter(), None, seconds_of(before)
+    note(record, math.nan, False, config)  # of a training that is killed nobody knows how long it took
+    try:
+        code = main(words)
+    finally:
+        seconds += time.perf_counter() - began
+        note(record, seconds, code == 0, config)
     if code:
         raise Unfinished(code)
     return run, seconds
+
+
+def seconds_of(record: Mapping[str, Any]) -> float:
+    """nan where a training was killed in between."""
+    return math.nan if record["seconds"] is None else float(record["seconds"])
+
+
+def note(record: Path, seconds: float, done: bool, config: DemoConfig) -> None:
+    """A quick demo's model has learned nothing: who looks for a model to go on with passes it by."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"seconds": finite(seconds), "done": done, "quick": config.quick}) + "\n")
 
 
 def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[list[Answers], float]:

@@ -37,7 +37,14 @@ class ReportConfig:
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
     about = "what a pair of embedded codecs keeps of unseen toybox clips"
-    config = configure(ReportConfig, None, argv, about, ["python -m avgen.models.codec_report codecs=runs/codecs"])
+    config = configure(
+        ReportConfig,
+        None,
+        argv,
+        about,
+        ["python -m avgen.models.codec_report codecs=runs/codecs"],
+        "python -m avgen.models.codec_report",
+    )
     video, audio = (
         PatchVideoCodec.from_pretrained(config.codecs / "video"),
         SpectralAudioCodec.from_pretrained(config.codecs / "audio"),

@@ -33,9 +33,9 @@ def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     Past its limit torch would run new shapes uncompiled without a word, so the limit is kept here, where
     the error can say what to change.
     """
-    if model.device.type == "cpu" and (missing := missing_for_cpus()):
+    if missing := missing_for(model.device.type):
         raise ValueError(
-            f"compile=true needs a C++ compiler and Python's headers on a CPU, and there is no {missing}: install them "
+            f"compile=true needs a C++ compiler and Python's headers, and there is no {missing}: install them "
             "(Debian: apt install g++ python3-dev), or do without: compile=false (of avgen bench compiled=[false])"
         )
     tune_inductor()
@@ -49,13 +49,24 @@ def compile_blocks(model: AVTransformer, max_shapes: int) -> None:
     model.register_forward_pre_hook(ShapeBudget(max_shapes))
 
 
-def missing_for_cpus() -> str:
-    """What torch's code generator for CPUs needs and would not find; empty when all is there."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        return compiler
+def missing_for(device: str) -> str:
+    """What torch's code generators need and would not find; empty when all is there.
+
+    On a CPU all is compiled as C++; on a GPU Triton compiles what launches its kernels, as C.
+    """
+    if device == "cpu":
+        tried = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    else:
+        tried = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, tried)):
+        return " or ".join(tried)
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return "" if header.is_file() else str(header)
+
+
+def words_without_compiler() -> list[str]:
+    """What `avgen train` has to be told on a machine that cannot compile."""
+    return ["compile=false"] if missing_for("cuda" if torch.cuda.is_available() else "cpu") else []
 
 
 def tune_inductor() -> None:

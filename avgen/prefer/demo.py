@@ -86,7 +86,8 @@ def trained(asked: Path | None, demo: Path = Path("runs/demo")) -> Path:
     """The run to improve."""
     if asked is not None:
         return asked
-    done = [path.parent for path in demo.glob("model/*/demo.json") if json.loads(path.read_text())["done"]]
+    records = {path.parent: json.loads(path.read_text()) for path in demo.glob("model/*/demo.json")}
+    done = [run for run, record in records.items() if record["done"] and not record.get("quick")]
     if not done:
         raise ValueError(f"model is null and {demo} holds no finished model: run `make demo` first, or give model=")
     return max(done, key=lambda run: (run / "demo.json").stat().st_mtime)
@@ -101,8 +102,11 @@ def processes(asked: int | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    config = command.configure(DemoConfig, None, argv, "does preference training help? With figures", EXAMPLES, "demo")
+    config = command.configure(
+        DemoConfig, None, argv, "does preference training help? With figures", EXAMPLES, "python -m avgen.prefer.demo"
+    )
     model, count = trained(config.model), processes(config.processes)
+    print(f"goes on from {model}")
     values: dict[str, list[Values]] = {}  # by arm, one per repetition
     spent: dict[str, list[float]] = {}
     mined: list[int] = []

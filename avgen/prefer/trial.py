@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from avgen.command import typed
 from avgen.config import fingerprint, load, to_plain
+from avgen.models.compilation import words_without_compiler
 from avgen.models.identity import folder_mark
 from avgen.prefer.config import PreferConfig
 from avgen.train.config import ToyboxData, TrainConfig
@@ -152,12 +153,16 @@ class Trial:
     def own(self, name: str, arm: Arm) -> Path:
         """An arm's folder."""
         made = (self.size.prompts, self.size.candidates, self.size.steps, self.size.rounds)
-        return self.folder(name, made, self.taught(arm), self.mining(arm))
+        # what is compiled learns the same
+        return self.folder(name, made, replace(self.taught(arm), compile=True), self.mining(arm))
 
     def taught(self, arm: Arm) -> TrainConfig:
         """What an arm is trained with."""
+        return load(TrainConfig, "train", self.told(arm))
+
+    def told(self, arm: Arm) -> list[str]:
         # an arm's own words come last: they are what it differs by
-        return load(TrainConfig, "train", ["recipe=toybox_dpo", *self.size.train, *arm.words])
+        return ["recipe=toybox_dpo", *words_without_compiler(), *self.size.train, *arm.words]
 
     def mining(self, arm: Arm) -> PreferConfig:
         return load(PreferConfig, "prefer", ["clips=.", "results=.", *self.how(arm)])
@@ -206,8 +211,7 @@ class Trial:
             spent += self.ledger.run(["prefer", *mined])
             what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
             same = (f"start={start}", f"out={run}", f"seed={self.seed}", "tracking.to=[]", f"steps={self.size.steps}")
-            words = ("train", "recipe=toybox_dpo", *what, *same, *self.size.train, *arm.words)
-            training += self.ledger.run(words)
+            training += self.ledger.run(["train", *what, *same, *self.told(arm)])
             model, start = run, own / f"model_{number}"
             if number < self.size.rounds:
                 fold(run, start)

@@ -182,7 +182,12 @@ MEASURES: dict[str, Callable[[AVPipeline, BenchConfig], Iterator[Row]]] = {
 def main(argv: list[str] | None = None) -> int:
     about = "what guidance and caches cost, how near few steps come, how windows meet"
     config = command.configure(
-        BenchConfig, None, argv, about, ["python -m avgen.sample.bench model=runs/toybox measure=[cost]"], "bench"
+        BenchConfig,
+        None,
+        argv,
+        about,
+        ["python -m avgen.sample.bench model=runs/toybox measure=[cost]"],
+        "python -m avgen.sample.bench",
     )
     began = time.perf_counter()
     from avgen.ranks import this_process

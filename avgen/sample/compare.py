@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         "what one way of guiding a model brings over another, paired by clip",
         ["python -m avgen.sample.compare model=runs/weak tasks=[v2a] guidance.audio.cross=4"],
-        "compare",
+        "python -m avgen.sample.compare",
     )
     from rich.console import Console
     from rich.progress import Progress

@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         "whether clips longer than the model knows hold together",
         ["python -m avgen.sample.long_report model=runs/toybox clips=40"],
-        "long_report",
+        "python -m avgen.sample.long_report",
     )
     from rich.console import Console
     from rich.progress import Progress

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
             "python -m avgen.sample.scores model=runs/toybox clips=200",
             "python -m avgen.sample.scores model=runs/toybox_long world.scenes=[single,turn,pair,offscreen,silent]",
         ],
-        "scores",
+        "python -m avgen.sample.scores",
     )
     from rich.console import Console
     from rich.progress import Progress

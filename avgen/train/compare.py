@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             "python -m avgen.train.compare 'ours=[runs/store_0,runs/store_1,runs/store_2]' "
             "'theirs=[runs/memory_0,runs/memory_1,runs/memory_2]' by=runs/memory_0"
         ],
-        "compare",
+        "python -m avgen.train.compare",
     )
     found = compared(config)
     table = Table("held-out loss", "ours", "theirs", "difference", "in standard errors")

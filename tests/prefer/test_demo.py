@@ -178,4 +178,8 @@ def test_the_model_is_the_last_that_make_demo_finished(tmp_path):
         record.write_text(json.dumps({"seconds": 1.0, "done": done}))
         os.utime(record, (age, age))
     assert trained(None, tmp_path).name == "new"
+    quick = tmp_path / "model" / "quick" / "demo.json"  # four steps of training: nothing to go on from
+    quick.parent.mkdir()
+    quick.write_text(json.dumps({"seconds": 1.0, "done": True, "quick": True}))
+    assert trained(None, tmp_path).name == "new"
     assert trained(tmp_path / "own", tmp_path) == tmp_path / "own"
