@@ -418,8 +418,9 @@ def _json_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
 
 def _csv_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
     csv.field_size_limit(2**24)  # captions are long where people put dense ones; the default is 128 KiB
-    reader = csv.reader(file, delimiter="\t" if source.suffix.lower() == ".tsv" else ",")
-    names = next(reader, None)
+    # strict: else a quotation mark left open makes one cell of all rows behind it, without a word
+    reader = csv.reader(file, delimiter="\t" if source.suffix.lower() == ".tsv" else ",", strict=True)
+    names = _cells(reader, f"{source} line 1")
     if names is None:
         raise ManifestError(f"{source} is empty: its first line must name the columns")
     double = next((name for name in names if names.count(name) > 1), None)
@@ -427,16 +428,20 @@ def _csv_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
         raise ManifestError(f"{source} line 1: two columns are named {double!r}: rename one")
     while True:
         where = f"{source} line {reader.line_num + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
+        cells = _cells(reader, where)
+        if cells is None:
             return
-        except csv.Error as error:
-            raise ManifestError(f"{where}: {error}: is a quotation mark left open?") from error
         if not cells:
             continue
         problem = "" if len(cells) == len(names) else f"has {len(cells)} cells, the header names {len(names)} columns"
         yield _Row(where, dict(zip(names, cells, strict=False)), problem=problem)
+
+
+def _cells(reader: Iterator[list[str]], where: str) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise ManifestError(f"{where}: {error}: is a quotation mark left open?") from error
 
 
 def _parquet_rows(source: Path) -> Iterator[_Row]:

@@ -185,6 +185,34 @@ def test_a_file_that_is_no_manifest_says_what_is_wrong(folder, name, text, words
     assert name in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("head", "bad", "row"),
+    [
+        ("path,caption", 'b.mp4,"a dog', "{}.mp4,a cat"),  # nothing behind it closes the mark
+        ("path,caption", 'b.mp4,"a dog', '{}.mp4,"a cat"'),  # the next row's mark does, in the middle of a cell
+        ("path,caption", '"b.mp4,a dog', '"{}.mp4","a ""cat"""'),
+        ("path\tcaption", 'b.mp4\t"a dog', "{}.mp4\ta cat"),
+    ],
+)
+def test_a_quotation_mark_left_open_hides_no_rows(folder, head, bad, row):
+    name = "c.tsv" if "\t" in head else "c.csv"
+    lines = [head, row.format("a"), bad, *(row.format(i) for i in range(100))]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    with pytest.raises(ManifestError, match=rf"{name} line 3: .* is a quotation mark left open\?"):
+        list(scan_manifest(folder / name))
+    (folder / name).write_text(head.replace("caption", '"caption') + "\n")
+    with pytest.raises(ManifestError, match=rf"{name} line 1: .* is a quotation mark left open\?"):
+        list(scan_manifest(folder / name))
+
+
+def test_quotes_that_are_closed_or_within_a_cell_are_text(folder):
+    (folder / "c.csv").write_text('path,caption\n"a.mp4","a ""big"" dog,\nthen a cat"\nb.mp4,a 5" screen\n')
+    assert [c.captions.joint for c in read_manifest(folder / "c.csv")] == [
+        ('a "big" dog,\nthen a cat',),
+        ('a 5" screen',),
+    ]
+
+
 def test_a_line_in_another_encoding_is_named_and_hides_no_other(folder):
     (folder / "c.csv").write_bytes(b"path,caption\na.mp4,caf\xe9\nb.mp4,tea\n")
     with pytest.raises(ManifestError, match=r"line 2: the joint caption .* holds bytes that are not UTF-8"):
