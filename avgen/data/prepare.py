@@ -130,6 +130,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
     """This process's share of the store, and the whole of it if nothing else is missing."""
+    # a file is known by its path: one spelling of it, wherever the command was given
+    config = replace(config, manifest=Path(os.path.normpath(config.manifest.absolute())))
     count, clips = counted(config.manifest)
     encoders = opened(config, place.device)
     made_by = {"windows": fingerprint(config.windows), "clips": clips}
@@ -244,10 +246,13 @@ def check_shapes(config: PrepareConfig, header: Header) -> None:
 
 
 def counted(manifest: Path) -> tuple[int, str]:
-    """How many rows a manifest has, and the fingerprint of its clips: where they lie and what is said of them."""
+    """How many rows a manifest has, and the fingerprint of its clips: where they lie and what is said of them.
+
+    Not of where the list lies, which `where` tells: a list that is moved lists the same clips.
+    """
     digest, count = hashlib.sha256(), 0
     for record in scan_manifest(manifest):
-        digest.update(f"{record}\n".encode(errors="surrogateescape"))
+        digest.update(f"{replace(record, where='')}\n".encode(errors="surrogateescape"))
         count += 1
     if not count:
         raise ConfigError("manifest", f"{manifest_file(manifest)} lists no clips")

@@ -207,6 +207,17 @@ def test_changed_settings_and_clips_are_refused(clips, tmp_path):
         prepare(replace(config, windows=WindowRule((WindowShape(12, 16, 8, 1),))), quiet(), Place())
 
 
+def test_clips_are_known_by_their_files_however_the_list_is_named(clips, whole, tmp_path, monkeypatch):
+    moved = clips / "the_same.jsonl"
+    moved.write_text((clips / "clips.jsonl").read_text())
+    config = settings(clips, tmp_path / "latents", manifest=moved)
+    assert prepare(config, quiet(), Place(0, 2)) == 0
+    monkeypatch.chdir(clips)
+    here = replace(config, manifest=Path("../") / clips.name / "clips.jsonl")
+    assert prepare(here, quiet(), Place()) == 0  # goes on: the same clips
+    assert Store.open(config.out).fingerprint == whole.fingerprint
+
+
 def test_a_page_shows_originals_beside_what_the_store_gives_back(clips, tmp_path):
     config = settings(clips, tmp_path / "latents", verify=True, verify_windows=3)
     assert prepare(config, quiet(), Place()) == 0
