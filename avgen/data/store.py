@@ -209,6 +209,13 @@ class Store:
         """One of the number columns, whole: 2 to 8 bytes a row."""
         return self.dataset.to_table(columns=[name])[name].to_numpy()
 
+    def files(self) -> tuple[list[str], np.ndarray]:
+        """The files whose windows the rows are, each once; and which of them each row is of."""
+        numbers: dict[str, int] = {}
+        batches = self.dataset.to_batches(columns=["path"], scan_in_order=True)
+        rows = [numbers.setdefault(path, len(numbers)) for batch in batches for path in batch["path"].to_pylist()]
+        return list(numbers), np.array(rows, np.int64)
+
     def take(self, rows: Sequence[int], columns: Sequence[str] = READ) -> pa.Table:
         """These rows in this order; a row may come twice."""
         return self.dataset.take(list(rows), columns=list(columns))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avgen.data.buckets import Bucket, Schedule, Shape, scrambled, shared
+from avgen.data.buckets import Bucket, Schedule, Shape, shared, uniform_of
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.stream import At
 from avgen.models.text import bytes_of
@@ -175,7 +175,7 @@ class Part:
 
     store: Store
     weight: float  # share of the clips that are read, against the other parts'
-    held_out: float = 0.0  # share of its clips that training never reads
+    held_out: float = 0.0  # share of its files that training never reads
 
 
 def mixed(
@@ -185,10 +185,12 @@ def mixed(
     mixed_fps: bool = False,
     seed: int = 0,
     max_caption_bytes: int = 256,
+    without: Collection[str] = (),
 ) -> tuple[StoreSource, Schedule, list[int]]:
     """Stores as one source, the order in which training reads it, and the rows that it never does.
 
-    A step reads one bucket of one store, so stores may differ in everything but the kind of their tokens.
+    A step reads one bucket of one store, so stores may differ in everything but the kind of their tokens. Files in
+    `without` are never read, whatever the shares.
     """
     check_alike([part.store for part in parts])
     stores = tuple(part.store for part in parts)
@@ -198,10 +200,16 @@ def mixed(
     for part, start in zip(parts, offsets(stores), strict=True):
         header = part.store.header
         rows = part.store.column("bucket")
-        kept = ~held_out(part.store.column("clip"), part.held_out, header.made_by.get("clips", ""))
+        kept = np.ones(len(rows), dtype=bool)
+        if part.held_out or without:
+            files, of_file = part.store.files()
+            kept = ~(held_out(files, part.held_out) | np.array([file in without for file in files]))[of_file]
         away += (np.flatnonzero(~kept) + start).tolist()
         if not kept.any():
-            raise StoreError(f"nothing of {part.store.path} is left to train on: lower data.held_out_share")
+            raise StoreError(
+                f"nothing of {part.store.path} is left to train on: lower data.held_out_share, or give a data.held_out "
+                "of other files"
+            )
         keys: dict[Shape, list[int]] = {}
         for bucket in np.unique(rows[kept]).tolist():
             shape = header.shapes[bucket]
@@ -218,15 +226,12 @@ def mixed(
     return StoreSource(stores, seed, max_caption_bytes), Schedule(buckets, batch, step_tokens, seed), away
 
 
-def held_out(clips: np.ndarray, share: float, salt: str) -> np.ndarray:
-    """Which rows are kept out of training, whole clips at a time: windows of one clip are too alike to be a test."""
-    if share <= 0:
-        return np.zeros(len(clips), dtype=bool)
-    with np.errstate(over="ignore"):
-        words = scrambled(
-            clips.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(word_of("held out", salt))
-        )
-    return words < np.uint64(int(share * 2**64))
+def held_out(files: Sequence[str], share: float) -> np.ndarray:
+    """Which files are kept out of training: windows of one file are too alike to be a test of each other.
+
+    It follows from a file's path alone, so every store and every mix keeps the same ones out.
+    """
+    return np.array([uniform_of("held out", file) < share for file in files], dtype=bool)
 
 
 def check_alike(stores: Sequence[Store]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from avgen import command
@@ -31,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     check_installed(config.tracking)
     console = Console()
     read = reading(config)
+    if int(os.environ.get("RANK", 0)) == 0:  # not by PartialState: the loop says how processes are brought together
+        for line in read.said:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     try:
         run = train(config, read.source, read.held_out, console, read.order, read.codecs, read.judges)
     except Stopped as stopped:

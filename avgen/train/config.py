@@ -105,7 +105,7 @@ class StoreData:
     kind: Literal["store"] = "store"
     mix: tuple[MixedStore, ...] = ()  # further stores of the same codecs: [{path: ..., weight: 0.5}, ...]
     held_out: str | None = None  # store of the held-out clips; null: held_out_share of data.path
-    held_out_share: float = 0.02  # share of the clips, windows of one clip together, that training never reads
+    held_out_share: float = 0.02  # share of the files, of `mix` too, all windows together, that training never reads
     workers: int = 2  # processes that read ahead of the training step
     mixed_fps: bool = False  # buckets that differ in fps alone share batches, padded
     step_tokens: int | None = None  # most latent tokens a step reads; each bucket's batch is then a multiple of `batch`

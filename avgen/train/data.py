@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +43,7 @@ class Reading:
     held_out: Source
     codecs: tuple[VideoCodec, AudioCodec] | None  # of the latents, where samples are to be made
     judges: PairSource | None = None  # held-out pairs, where a run learns from pairs
+    said: tuple[str, ...] = ()  # what a person should know of it
 
 
 def reading(config: TrainConfig) -> Reading:
@@ -65,12 +67,15 @@ def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
 def of_stores(config: TrainConfig, data: StoreData) -> Reading:
     share = 0.0 if data.held_out else data.held_out_share
     parts = [Part(Store.open(data.path), 1.0, share)]
-    parts += [Part(Store.open(more.path), more.weight) for more in data.mix]
+    parts += [Part(Store.open(more.path), more.weight, share) for more in data.mix]
+    judge = None if data.held_out is None else Store.open(data.held_out)
     check_model(config, parts[0].store)
     read = config.model.text.max_length
-    source, order, away = mixed(parts, config.batch, data.step_tokens, data.mixed_fps, config.seed, read)
-    if data.held_out is not None:
-        judge = Store.open(data.held_out)
+    without = frozenset(() if judge is None else judge.files()[0])
+    source, order, away = mixed(parts, config.batch, data.step_tokens, data.mixed_fps, config.seed, read, without)
+    said = [f"{len(away)} windows are not trained on: their files are in {data.held_out}"] if without and away else []
+    away = [row for row in away if row < parts[0].store.totals.rows]  # a mix is judged by its first store
+    if judge is not None:
         check_alike([parts[0].store, judge])
         held_out = Rows(StoreSource((judge,), max_caption_bytes=read), tuple(range(judge.totals.rows)))
         named = f"the store {data.held_out}"
@@ -85,8 +90,15 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
             "data.held_out_share",
         )
     # what is read decides, not where it lies: a store may be moved between two legs of a run
-    go_on_with(config, "data.path", "the stores", [part.store.fingerprint for part in parts])
-    return Reading(source, order, held_out, codecs_of(parts[0].store) if config.samples.every else None)
+    kept_out = f"held_out_share={share}" if judge is None else f"held_out={judge.fingerprint}"
+    known = go_on_with(config, "data.path", "the stores", [part.store.fingerprint for part in parts], kept_out)
+    if not known and judge is None:
+        said.append(
+            f"the run in {config.out} was begun by an earlier version, which held out other clips: it may have learnt "
+            "from some that judge it from now on"
+        )
+    codecs = codecs_of(parts[0].store) if config.samples.every else None
+    return Reading(source, order, held_out, codecs, said=tuple(said))
 
 
 def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
@@ -98,7 +110,7 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     folder = data.pairs if data.pairs.is_dir() else data.pairs.parent
     assert config.start is not None, "preference improves a trained model"
     read_now = [fingerprint(pairs), folder_mark(config.start)]
-    go_on_with(config, "data.pairs", "pairs and start weights", read_now)
+    go_on_with(config, "data.pairs", "pairs and start weights", read_now, f"held_out_share={data.held_out_share}")
     pipeline = open_pipeline(data.pipeline)
     if (pipeline.config.predict, pipeline.model.spec.text) != (config.flow.predict, config.model.text):
         raise ConfigError(
@@ -153,21 +165,37 @@ def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
     return video, audio
 
 
-def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str]) -> None:
-    """A run reads the same from its first step to its last, or its steps are not those it began with."""
+def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str], held_out: str) -> bool:
+    """A run reads the same from its first step to its last, or its steps are not those it began with; and it is judged
+    by what it never read. False where nobody can tell: earlier versions did not write down what they held out."""
     path = config.out / READ
     begun = path.exists() and checkpoints(config.out / "checkpoints")
-    if begun and (before := json.loads(path.read_text())) != list(read):
+    if not begun:  # every process writes it, and each the same
+        config.out.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        draft.write_text(json.dumps({"read": list(read), "held_out": held_out}))
+        draft.replace(path)
+        return True
+    before, judged = read_by(config.out)
+    if before != list(read):
         raise ConfigError(
             key,
             f"the run in {config.out} has read {what} {', '.join(before)}, these are {', '.join(read)}: give those "
             "it began with, or another out= (start= goes on from its weights)",
         )
-    if not begun:  # every process writes it, and each the same
-        config.out.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        draft.write_text(json.dumps(list(read)))
-        draft.replace(path)
+    if judged not in (None, held_out):
+        raise ConfigError(
+            f"data.{held_out.partition('=')[0]}",
+            f"the run in {config.out} began with {judged}, now it is {held_out}: it would be judged by clips that it "
+            "has learnt from. Give what it began with, or another out= (start= goes on from its weights)",
+        )
+    return judged is not None
+
+
+def read_by(out: Path) -> tuple[list[str], str | None]:
+    """Fingerprints of what the run in `out` reads, and what it holds out; None of runs that did not say so."""
+    found = json.loads((out / READ).read_text())
+    return (found, None) if isinstance(found, list) else (found["read"], found["held_out"])
 
 
 def check_model(config: TrainConfig, store: Store) -> None:

@@ -19,7 +19,7 @@ from avgen.config import to_plain
 from avgen.models.cost import parameters
 from avgen.plan import predict
 from avgen.train.config import StoreData, TrainConfig
-from avgen.train.data import READ
+from avgen.train.data import READ, read_by
 from avgen.train.metrics import Meter
 from avgen.train.trackers import METRICS, read_metrics
 
@@ -40,8 +40,8 @@ def begin(config: TrainConfig, accelerator: Accelerator) -> None:
         "parameters": asdict(parameters(config.model)),
         "config": to_plain(config),
     }
-    if isinstance(config.data, StoreData) and (read := config.out / READ).exists():
-        made_by["stores"] = json.loads(read.read_text())
+    if isinstance(config.data, StoreData) and (config.out / READ).exists():
+        made_by["stores"], _ = read_by(config.out)
     _write(config.out, made_by)
 
 

@@ -276,14 +276,36 @@ def test_stores_are_mixed_by_weight_and_every_row_comes(tmp_path):
         mixed([Part(small, 1.0), Part(write_store(tmp_path / "x", strange, [row(strange, 0)]), 1.0)], 1)
 
 
-def test_held_out_clips_are_whole_fixed_and_as_many_as_asked():
-    clips = np.repeat(np.arange(20000), 3)
-    kept = held_out(clips, 0.1, "salt")
-    assert (kept.reshape(-1, 3).any(1) == kept.reshape(-1, 3).all(1)).all()
+def test_held_out_files_follow_from_their_paths_and_are_as_many_as_asked():
+    files = [f"/clips/{i}.mp4" for i in range(20000)]
+    kept = held_out(files, 0.1)
     assert kept.mean() == pytest.approx(0.1, abs=5 * (0.09 / 20000) ** 0.5)
-    assert (held_out(clips[:300], 0.1, "salt") == kept[:300]).all()
-    assert (held_out(clips, 0.1, "other") != kept).any()
-    assert not held_out(clips, 0.0, "salt").any()
+    assert (held_out(files[::-7], 0.1) == kept[::-7]).all()
+    assert not held_out(files, 0.0).any()
+
+
+def test_no_file_is_trained_on_and_held_out_whatever_rows_and_stores_hold_it(tmp_path):
+    """Cuts and captions of one file are several rows, of several clips; a mix may hold the file again."""
+    head = header((BOTH, WIDE))
+    rows = [row(head, i, i % 2, path=f"/clips/{i // 3}.mp4") for i in range(60)]
+    one = write_store(tmp_path / "one", head, rows)
+    other = header((WIDE,), made_by={"clips": "listed otherwise"})
+    two = write_store(tmp_path / "two", other, [row(other, i, path=f"/clips/{30 - i}.mp4") for i in range(30)])
+    _, order, away = mixed([Part(one, 1.0, 0.3), Part(two, 2.0, 0.3)], batch=2)
+    paths = [files[i] for files, of_file in (one.files(), two.files()) for i in of_file]
+    read = {index for step in range(400) for index in order.clips(step)}
+    assert read | set(away) == set(range(90))
+    assert {i < 60 for i in away} == {True, False}
+    assert {paths[i] for i in read}.isdisjoint(paths[i] for i in away)
+
+
+def test_files_of_a_store_that_judges_are_not_read(store):
+    judged = {f"clips/{i}.mp4" for i in range(7, 40, 11)}
+    _, order, away = mixed([Part(store, 1.0)], batch=2, without=judged)
+    assert away == [7, 18, 29]
+    assert {index for step in range(200) for index in order.clips(step)} == set(range(40)) - {7, 18, 29}
+    with pytest.raises(StoreError, match=r"nothing of .* is left to train on: .*a data\.held_out of other files"):
+        mixed([Part(store, 1.0)], batch=2, without={f"clips/{i}.mp4" for i in range(40)})
 
 
 def test_training_never_reads_what_is_held_out(store):

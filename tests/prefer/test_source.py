@@ -153,6 +153,8 @@ def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
     read = reading(config)
     train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
     reading(config)
+    with pytest.raises(ConfigError, match=r"data\.held_out_share: .*began with held_out_share=0.4, now it is .*=0.3"):
+        reading(replace(config, data=replace(config.data, held_out_share=0.3)))
     write_pairs(mined, pairs[::-1])
     with pytest.raises(ConfigError, match=r"data\.pairs.*has read pairs and start weights .* another out="):
         reading(config)

@@ -53,8 +53,11 @@ def trained(clips, encoder, tmp_path_factory):
         audio=replace(MODEL.audio, channels=5),
         text=TextConfig(kind="features", width=2 * WIDTH),
     )
-    latents = str(folder / "latents")
-    data = StoreData(latents, workers=0, held_out=latents)  # what it learns is not at issue
+    (folder / "judge").mkdir()
+    shutil.copy(clips / "0.mp4", folder / "judge")
+    judge = settings(clips, folder / "held_out", text=text, manifest=folder / "judge")
+    assert prepare(judge, quiet(), Place()) == 0
+    data = StoreData(str(folder / "latents"), workers=0, held_out=str(folder / "held_out"))
     config = tiny(folder / "run", model=spec, data=data, steps=2, batch=2, validation_clips=2, tasks={"t2av": 1})
     read = reading(config)
     export(train(config, read.source, read.held_out, quiet(), read.order))

@@ -105,6 +105,42 @@ def test_a_run_goes_on_with_the_stores_it_began_with(latents, tmp_path):
     reading(settings(tmp_path / "fresh", other))
 
 
+def test_a_run_goes_on_with_the_clips_held_out_that_it_began_with(latents, tmp_path):
+    begun = settings(tmp_path / "run", latents, steps=4)
+    run(begun)
+    with pytest.raises(ConfigError, match=r"data\.held_out_share: .*began with held_out_share=0.25, now it is .*=0.5"):
+        reading(replace(begun, data=replace(begun.data, held_out_share=0.5)))
+    head = header((BOTH, WIDE, MUTE, BLIND))
+    rows = [row(head, i, bucket=i % 4) for i in range(6)]
+    judge = write_store(tmp_path / "judge", head, [*rows, row(head, 99, path="elsewhere.mp4")])
+    with pytest.raises(ConfigError, match=rf"data\.held_out: .* now it is held_out={judge.fingerprint}"):
+        reading(replace(begun, data=replace(begun.data, held_out=judge.path)))
+    assert reading(begun).said == ()
+    # earlier versions wrote the stores' fingerprints alone
+    (begun.out / "reads.json").write_text(json.dumps([latents.fingerprint]))
+    (said,) = reading(begun).said
+    assert "it may have learnt from some that judge it" in said
+
+
+def test_clips_of_the_store_that_judges_are_not_trained_on(latents, tmp_path):
+    head = header((BOTH, WIDE, MUTE, BLIND))
+    judge = write_store(tmp_path / "judge", head, [row(head, i, bucket=i % 4) for i in range(40, 52)])
+    mix = (MixedStore(latents.path, 0.5),)
+    read = reading(settings(tmp_path, latents, data=StoreData(latents.path, mix=mix, workers=0, held_out=judge.path)))
+    assert read.said == (f"16 windows are not trained on: their files are in {judge.path}",)
+    assert {i % 48 for step in range(200) for i in read.order.clips(step)} == set(range(40))
+    assert len(read.held_out.indices) == 12
+
+
+def test_every_store_of_a_mix_keeps_the_same_files_out_and_the_first_judges(latents, tmp_path):
+    config = settings(tmp_path, latents)
+    alone = reading(config)
+    both = reading(replace(config, out=tmp_path / "mixed", data=replace(config.data, mix=(MixedStore(latents.path),))))
+    assert both.held_out.indices == alone.held_out.indices
+    read = {i % 48 for step in range(200) for i in both.order.clips(step)}
+    assert read == set(range(48)) - set(alone.held_out.indices)
+
+
 def test_runs_are_compared_by_the_losses_that_their_own_validation_gives(latents, tmp_path):
     steps = settings(tmp_path, latents).steps
     folders = tuple(tmp_path / f"seed_{seed}" for seed in range(3))
@@ -165,7 +201,9 @@ def test_captions_are_read_as_far_as_the_model_reads(toys, tmp_path, monkeypatch
 
 
 def test_captions_of_stores_too(latents, tmp_path):
-    for data in (settings(tmp_path, latents).data, StoreData(latents.path, workers=0, held_out=latents.path)):
+    head = header((BOTH, WIDE, MUTE, BLIND))
+    judge = write_store(tmp_path / "judge", head, [row(head, 100 + i, bucket=i % 4) for i in range(8)])
+    for data in (settings(tmp_path, latents).data, StoreData(latents.path, workers=0, held_out=judge.path)):
         short = settings(tmp_path, latents, data=data)
         short = replace(short, model=replace(short.model, text=replace(short.model.text, max_length=5)))
         read = reading(short)
