@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from avgen.data.media import probe, read_audio, read_clip, read_image, unit_count, write_clip, write_wav
+from avgen.data.media import MediaError, probe, read_audio, read_clip, read_image, unit_count, write_clip, write_wav
 from avgen.data.media.picture import Renderer
 from avgen.data.media.sound import mix_matrix, resample
 from avgen.data.media.source import exact_seconds
@@ -186,6 +186,54 @@ def repeat(source: Path, target: Path, times: int) -> None:
                 copy.duration, copy.time_base = packet.duration, packet.time_base
                 copy.is_keyframe, copy.stream = packet.is_keyframe, streams[packet.stream_index]
                 out.mux(copy)
+
+
+def copied(source: Path, target: Path, flags: str) -> Path:
+    """The same packets under other flags of the muxer."""
+    with av.open(str(source)) as clip, av.open(str(target), "w", options={"movflags": flags}) as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in clip.streams}
+        for packet in clip.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                out.mux(packet)
+    return target
+
+
+@pytest.fixture(scope="module")
+def reordered(tmp_path_factory) -> Path:
+    """Six seconds with B-frames and keyframes in between."""
+    path = tmp_path_factory.mktemp("reordered") / "clip.mp4"
+    write_case(path, Case("mp4", "25", "plain", "aac", 48000, "stereo", "equal", "together", "as muxed"), 6.0)
+    return path
+
+
+@pytest.mark.parametrize("flags", ["cmaf+frag_keyframe+delay_moov", "cmaf+frag_keyframe+delay_moov+global_sidx"])
+def test_fragments_that_show_before_they_decode_are_on_the_clock(reordered, tmp_path, flags):
+    """FFmpeg says their picture late; the same packets in an ordinary file are what it should be."""
+    path = copied(reordered, tmp_path / "fragments.mp4", flags)
+    with av.open(str(path)) as file:
+        assert min(p.pts for p in file.demux(video=0) if p.pts is not None) > 0, "no longer late: this is not needed"
+    for start in (Fraction(0), Fraction(11, 10), Fraction(4)):  # from the top, near it, and by a seek
+        whole, other = (read_clip(p, start, start + 1).clip for p in (reordered, path))
+        np.testing.assert_array_equal(other.video, whole.video)
+        np.testing.assert_array_equal(other.audio, whole.audio)
+    info, truth = probe(path), probe(reordered)
+    assert (info.start_s, info.video.start_s) == (truth.start_s, truth.video.start_s) == (0, 0)
+    assert info.end_s == pytest.approx(truth.end_s, abs=0.002)
+
+
+@pytest.mark.parametrize("flags", ["cmaf+frag_every_frame+delay_moov", "frag_keyframe+negative_cts_offsets"])
+def test_fragments_of_which_some_are_late_are_refused(reordered, tmp_path, flags):
+    path = copied(reordered, tmp_path / "fragments.mp4", flags)
+    with pytest.raises(MediaError, match=r"has fragments whose video FFmpeg reads late.*write it without fragments"):
+        probe(path)
+
+
+def test_fragments_without_negative_offsets_are_read_as_they_were(reordered, tmp_path):
+    path = copied(reordered, tmp_path / "fragments.mp4", "frag_keyframe+delay_moov")
+    whole, other = (read_clip(p, 2, 3).clip for p in (reordered, path))
+    np.testing.assert_array_equal(other.video, whole.video)
+    np.testing.assert_array_equal(other.audio, whole.audio)
 
 
 @pytest.mark.parametrize("chroma", ["full", "fast"])

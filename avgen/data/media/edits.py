@@ -35,9 +35,9 @@ def read_edits(path: Path) -> dict[int, Edit] | None:
 
 
 def _movie(file: BinaryIO, size: int) -> dict[int, Edit] | None:
-    moov = _child(file, 0, size, b"moov")
+    moov = child(file, 0, size, b"moov")
     scale, tracks = None, []
-    for kind, start, end in _boxes(file, *moov):
+    for kind, start, end in boxes(file, *moov):
         if kind == b"mvhd":
             scale = _timescale(file, start)
         elif kind == b"trak":
@@ -46,13 +46,13 @@ def _movie(file: BinaryIO, size: int) -> dict[int, Edit] | None:
         return None
     edits = {}
     for start, end in tracks:
-        header, _ = _child(file, start, end, b"tkhd")
+        header, _ = child(file, start, end, b"tkhd")
         file.seek(header)
         version = file.read(1)[0]
         file.seek(header + (20 if version else 12))
         (track,) = struct.unpack(">I", file.read(4))
-        media = _child(file, start, end, b"mdia")
-        edit = _edit(file, start, end, scale, _timescale(file, _child(file, *media, b"mdhd")[0]))
+        media = child(file, start, end, b"mdia")
+        edit = _edit(file, start, end, scale, _timescale(file, child(file, *media, b"mdhd")[0]))
         if edit is None:
             return None
         edits[track] = edit
@@ -60,8 +60,8 @@ def _movie(file: BinaryIO, size: int) -> dict[int, Edit] | None:
 
 
 def _edit(file: BinaryIO, start: int, end: int, movie_scale: int, media_scale: int) -> Edit | None:
-    edts = next(((s, e) for kind, s, e in _boxes(file, start, end) if kind == b"edts"), None)
-    entries = [] if edts is None else _entries(file, *_child(file, *edts, b"elst"))
+    edts = next(((s, e) for kind, s, e in boxes(file, start, end) if kind == b"edts"), None)
+    entries = [] if edts is None else _entries(file, *child(file, *edts, b"elst"))
     pieces = [entry for entry in entries if entry[1] >= 0]
     if not pieces:
         return Edit(Fraction(0), Fraction(0), None)
@@ -96,14 +96,14 @@ def _timescale(file: BinaryIO, start: int) -> int:
     return int(scale)
 
 
-def _child(file: BinaryIO, start: int, end: int, name: bytes) -> tuple[int, int]:
-    for kind, first, last in _boxes(file, start, end):
+def child(file: BinaryIO, start: int, end: int, name: bytes) -> tuple[int, int]:
+    for kind, first, last in boxes(file, start, end):
         if kind == name:
             return first, last
     raise ValueError(f"no {name!r} box")
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(type, start and end of the content) of each box between two offsets."""
     while start + 8 <= end:
         file.seek(start)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avgen.data.media.edits import Edit, read_edits
+from avgen.data.media.fragments import Fragmented, read_fragmented
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -119,9 +120,12 @@ class Source:
         self._untouched = True
         self._check()
         self.edits = read_edits(self.path)
+        self.late: dict[int, int] = {}  # ticks by which FFmpeg says a stream's times later than the file does
         self.container = self._open()
         family = self.container.format.name
         self.is_mov = family.startswith("mov")
+        if self.is_mov and (fragmented := read_fragmented(self.path)):
+            self.late = self._lateness(fragmented)
         self.seekable = family.startswith(SEEKABLE)
         self.zero = Fraction(0) if family.startswith(OWN_ZERO) else self._first_start()
 
@@ -212,7 +216,35 @@ class Source:
 
     def _shift(self, stream: Any) -> Fraction:
         edit = self._edit(stream)
-        return -self.zero if edit is None else edit.shift
+        shift = -self.zero if edit is None else edit.shift
+        return shift - self.late[stream.index] * stream.time_base if stream.index in self.late else shift
+
+    def _lateness(self, fragmented: dict[int, Fragmented]) -> dict[int, int]:
+        """From the first packet of each stream: some files have an index by which FFmpeg gets the times right."""
+        import av
+
+        late: dict[int, int] = {}
+        for kind in ("video", "audio"):
+            stream = getattr(self, kind)
+            track = None if stream is None else fragmented.get(stream.id)
+            if track is None:
+                continue
+            index = stream.index
+            self.select([stream])
+            try:
+                said = next((packet.pts for packet in self.container.demux(stream) if packet.pts is not None), None)
+            except av.FFmpegError as error:
+                raise self.error(f"is damaged: {_reason(error)}") from error
+            self.rewind()  # which ends the life of `stream`
+            if track.steady and said in (None, track.first):
+                continue
+            if not track.steady or said != track.first + track.delay or self.edits is None:
+                raise self.error(
+                    f"has fragments whose {kind} FFmpeg reads late, and not all of them alike: write it without "
+                    "fragments where it was made (FFmpeg itself, copying it, would keep the error)"
+                )
+            late[index] = track.delay
+        return late
 
     def _check(self) -> None:
         if self.path.is_dir():
