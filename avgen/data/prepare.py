@@ -150,6 +150,9 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
         )
         try:
             for shard, records in shards(config, todo):
+                if writer.record(shard) is not None:  # by a process that was started for the same shards elsewhere
+                    bar.advance(task, config.shard_clips)
+                    continue
                 made = write_shard(writer, encoders, config, pool, pace, shard, records, lambda: bar.advance(task))
                 bar.advance(task, config.shard_clips - len(records))
                 if not console.is_terminal:
@@ -162,7 +165,9 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
         console.print(pace.said(), highlight=False, soft_wrap=True)
     if missing := writer.missing():
         console.print(
-            f"{config.out}: {writer.shards - len(missing)} of {writer.shards} shards; other processes are at work"
+            f"{config.out}: process {place.rank} of {place.ranks} is done; {writer.shards - len(missing)} of "
+            f"{writer.shards} shards are there, other processes are at work",
+            soft_wrap=True,
         )
         return 0
     return finish(writer, config, encoders, pace, console)

@@ -11,12 +11,16 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from avgen.config import build
 from avgen.data.store import DATA_VERSION, HEADER, SHARD, Header, StoreError, Totals, schema
@@ -28,6 +32,7 @@ BEGUN = "store.json"  # the header, from the first moment on
 SHARDS = "shards"  # folder of the shards' records
 DATA = "data"  # where Lance looks for data files
 VERSIONS = "_versions"  # where Lance says that there is a dataset
+LEFT_S = 3600  # a draft that nobody has touched for so long was left by a process that died, on whatever machine
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ class StoreWriter:
         else:
             with _whole(about) as part:
                 part.write_text(json.dumps({"header": json.loads(header.to_json()), "shards": shards}, indent=2))
-        return cls(folder, header, shards)
+        writer = cls(folder, header, shards)
+        writer._sweep()
+        return writer
 
     def record(self, shard: int) -> ShardRecord | None:
         """Of a shard that is whole."""
@@ -115,19 +122,19 @@ class StoreWriter:
             self.forget(shard)
 
     def write(self, shard: int, batches: Iterable[pa.RecordBatch], notes: Notes) -> ShardRecord:
-        """The shard's rows, streamed; `notes` fill while they are made."""
+        """The shard's rows, streamed; `notes` fill while they are made. Of two that write one, the first's stays."""
         from lance.file import LanceFileWriter
 
         kind = schema(self.header)
         digest, rows = Digest(), 0
         path = self.folder / DATA / f"shard_{shard:06d}.lance"
-        self._sweep(shard)
         with _scratch(path) as part:
             writer = LanceFileWriter(str(part), kind, version=DATA_VERSION)
             for batch in batches:
                 digest.add(batch)
                 with self._room(shard):
                     writer.write_batch(batch)
+                    os.utime(part.parent)  # Lance keeps rows back: the file itself may lie still for long
                 rows += batch.num_rows
             with self._room(shard):
                 writer.close()
@@ -136,6 +143,8 @@ class StoreWriter:
                     raise OSError("what was written does not read back")
                 size = part.stat().st_size
                 _flush(part)
+                if (found := self.record(shard)) is not None:
+                    return found
                 part.rename(path)
         if not rows:
             path.unlink()
@@ -160,11 +169,12 @@ class StoreWriter:
                 "and stay: make room and run the same command again, it goes on from there"
             ) from error
 
-    def _sweep(self, shard: int) -> None:
-        """What a killed writer of this shard left; only one process writes a shard."""
-        for folder, name in ((DATA, f"shard_{shard:06d}.lance"), (SHARDS, f"{shard:06d}.json")):
-            for left in (self.folder / folder).glob(f".{name}.*.part"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    def _sweep(self) -> None:
+        """What killed writers left. Others may be at work on any shard: theirs must stay."""
+        for folder in (DATA, SHARDS):
+            for left in (self.folder / folder).glob(".*.part"):
+                if not _alive(left):
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def commit(self) -> Totals:
         """Make the shards a dataset. All must be whole; doing it twice makes the same dataset again."""
@@ -199,6 +209,7 @@ class StoreWriter:
         except OSError:  # of two processes that finish together one comes second
             if not self._finished_as(about):
                 raise
+        self._sweep()
         return totals
 
     def _finished_as(self, about: bytes) -> bool:
@@ -276,7 +287,7 @@ def begun(folder: str) -> str:
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     """A file of `path`'s name in a folder of its own, which goes whatever happens: Lance writes others beside it."""
-    folder = path.with_name(f".{path.name}.{os.getpid()}.part")
+    folder = _draft(path)
     folder.mkdir()
     try:
         yield folder / path.name
@@ -287,13 +298,35 @@ def _scratch(path: Path) -> Iterator[Path]:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A file to write that takes its name when everything in it is on the disk."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # machines that share it may share numbers
+    part = _draft(path)
     try:
         yield part
         _flush(part)
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _draft(path: Path) -> Path:
+    """A name beside `path` that no other process takes, on machines that share the folder and numbers either."""
+    return path.with_name(f".{path.name}.{_here()}.{os.getpid()}.{uuid.uuid4().hex}.part")
+
+
+def _here() -> str:
+    """Where process numbers mean the same: a machine, or a container on it."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}-{space.stat().st_ino if space.exists() else 0}".replace(".", "-")
+
+
+def _alive(draft: Path) -> bool:
+    """Whether somebody may still be writing it."""
+    match draft.name.removesuffix(".part").rsplit(".", 3):
+        case _, where, process, _ if where == _here() and not psutil.pid_exists(int(process)):
+            return False
+    try:
+        return max(path.stat().st_mtime for path in (draft, *draft.glob("*"))) > time.time() - LEFT_S
+    except FileNotFoundError:  # its writer has just made a shard of it
+        return True
 
 
 def _flush(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -12,20 +13,22 @@ import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from avgen.config import ConfigError
-from avgen.data.encode import features
+from avgen.data.encode import Encoders, features
 from avgen.data.manifest import read_manifest
 from avgen.data.media import read_clip, write_clip, write_wav
 from avgen.data.prepare import Place, PrepareConfig, main, prepare
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.store_source import StoreSource
-from avgen.data.store_write import Digest, content_of
+from avgen.data.store_write import LEFT_S, Digest, StoreWriter, _here, content_of
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import ToyboxSource
 from avgen.data.windows import WindowRule, WindowShape
@@ -36,6 +39,7 @@ from avgen.models.opening import open_audio_codec, open_video_codec
 from avgen.models.text_files import TextFiles
 from avgen.types import Text
 from tests.data.nursery import Nursery
+from tests.data.store_factory import header
 from tests.train.factory import quiet
 
 WORLD = ToyboxConfig(16, 16, fps=12.0, duration_s=1.5, scenes=("single",), sample_rate_hz=8000)
@@ -147,6 +151,66 @@ def test_several_processes_make_the_same_store(clips, whole, tmp_path):
     assert Store.open(config.out).totals == whole.totals
     assert prepare(config, quiet(), Place()) == 0  # once more changes nothing
     assert Store.open(config.out).totals == whole.totals
+
+
+def test_the_same_command_on_two_machines_makes_one_store(clips, whole, tmp_path, monkeypatch):
+    """The second one begins while the first is in the middle of a shard, finishes, and the first ends well."""
+    config, shown = settings(clips, tmp_path / "latents"), Console(file=StringIO(), width=1000)
+    row, state = Encoders.row, {"rows": 0}
+    first_written: list[int] = []
+    write = StoreWriter.write
+
+    def written(self, shard, *words):
+        if state.get("first"):
+            first_written.append(shard)
+        return write(self, shard, *words)
+
+    def halfway(self, *words):
+        state["rows"] += 1
+        if state["rows"] == 3:
+            state["first"] = False
+            assert list((config.out / "data").glob(".*.part"))
+            monkeypatch.setattr("avgen.data.store_write._here", lambda: "elsewhere")
+            assert prepare(config, quiet(), Place()) == 0
+            state["first"] = True
+        return row(self, *words)
+
+    monkeypatch.setattr(Encoders, "row", halfway)
+    monkeypatch.setattr(StoreWriter, "write", written)
+    state["first"] = True
+    assert prepare(config, shown, Place()) == 0
+    assert first_written == [0]  # what the other has made is not made again
+    assert Store.open(config.out).totals == whole.totals
+    assert everything(Store.open(config.out)) == everything(whole)
+    assert not list(config.out.rglob("*.part"))
+
+
+def test_drafts_of_the_dead_are_swept_and_of_the_living_not(tmp_path):
+    data = tmp_path / "data"
+    writer = StoreWriter.begin(tmp_path, header(), 3)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = {
+        "dead here": f"{_here()}.{gone.pid}",
+        "alive here": f"{_here()}.{os.getpid()}",
+        "elsewhere": f"elsewhere-1.{gone.pid}",
+        "old": f"elsewhere-2.{gone.pid}",
+    }
+    drafts = {what: data / f".shard_000001.lance.{name}.0.part" for what, name in names.items()}
+    for draft in drafts.values():
+        draft.mkdir()
+        (draft / "shard_000001.lance").touch()
+    for path in (drafts["old"], drafts["old"] / "shard_000001.lance"):
+        os.utime(path, (0, time.time() - 2 * LEFT_S))
+    os.utime(drafts["elsewhere"] / "shard_000001.lance", (0, time.time() - 2 * LEFT_S))  # its folder is touched
+    StoreWriter.begin(tmp_path, writer.header, 3)
+    assert {what for what, draft in drafts.items() if draft.exists()} == {"alive here", "elsewhere"}
+
+
+def test_who_is_done_before_the_others_says_who_it_is(clips, tmp_path):
+    shown = Console(file=StringIO(), width=1000)
+    assert prepare(settings(clips, tmp_path / "latents"), shown, Place(1, 3)) == 0
+    assert "process 1 of 3 is done; 2 of 5 shards are there, other processes are at work" in shown.file.getvalue()
 
 
 def test_an_unreadable_clip_is_left_out_and_named_and_can_be_brought_back(clips, whole, tmp_path):
