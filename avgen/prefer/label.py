@@ -70,7 +70,11 @@ class Question:
 
     @property
     def key(self) -> Key:
-        return self.pair.prompt, frozenset((self.pair.winner.sha256, self.pair.loser.sha256)), self.pair.trains
+        return key_of(self.pair)
+
+
+def key_of(pair: Pair) -> Key:
+    return pair.prompt, frozenset((pair.winner.sha256, pair.loser.sha256)), pair.trains
 
 
 def questions(pairs: Sequence[Pair], seed: int) -> list[Question]:
@@ -131,9 +135,13 @@ class Survey:
         self.answers.append(line)
 
     def write_pairs(self) -> None:
-        """The pairs as people see them: the clip they chose wins, whatever the metrics said."""
+        """The pairs as people see them: the clip they chose wins, whatever the metrics said.
+
+        Pairs that are not shown now are of other rounds, answered into the same folder: they stay.
+        """
         shown = {q.key: q.pair for q in self.questions}
-        found = []
+        path = self.config.out / PAIRS
+        found = [pair for pair in read_pairs(path) if key_of(pair) not in shown] if path.is_file() else []
         for answer in self.answers:
             pair = shown.get(_key(answer))
             if pair is not None and answer["choice"] in ("a", "b"):
@@ -143,7 +151,7 @@ class Survey:
                 sides = [replace(s, file=relative(self.folder / s.file, self.config.out)) for s in (winner, loser)]
                 found.append(replace(pair, winner=sides[0], loser=sides[1], by=answer["name"], gaps={}))
         if found:
-            write_pairs(self.config.out / PAIRS, found)
+            write_pairs(path, found)
 
     def report(self) -> str:
         mine = [answer for answer in self.answers if answer["name"] == self.config.name]

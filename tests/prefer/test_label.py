@@ -79,6 +79,20 @@ def test_two_people_who_answer_at_once_lose_nothing_of_each_other(tmp_path):
     assert len(ann.open) == 2
 
 
+def test_a_second_round_into_the_same_folder_keeps_the_pairs_of_the_first(tmp_path):
+    pairs_in(tmp_path / "one", 2)
+    rounds = [replace(pair, prompt=f"q{i}") for i, pair in enumerate(pairs_in(tmp_path / "two", 2))]
+    write_pairs(tmp_path / "two" / "pairs.jsonl", rounds)
+    for folder in ("one", "two", "one"):  # the last has nothing left to ask, and asks for the pairs again
+        survey = Survey(LabelConfig(tmp_path / folder, "ann", tmp_path / "out"))
+        for question in survey.open:
+            survey.answer(question.number, "a", 1.0)
+        survey.write_pairs()
+    labelled = read_pairs(tmp_path / "out")
+    assert sorted(pair.prompt for pair in labelled) == ["p0", "p1", "q0", "q1"]
+    assert all((tmp_path / "out" / s.file).is_file() for p in labelled for s in (p.winner, p.loser))
+
+
 def test_nobody_answers_a_question_twice_in_two_tabs(tmp_path):
     pairs_in(tmp_path / "pairs")
     config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
