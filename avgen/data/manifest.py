@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,8 +32,8 @@ INSIDE = ("manifest.jsonl", "manifest.csv", "manifest.parquet", "metadata.jsonl"
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "path": ("path", "file", "file_path", "file_name", "video", "video_path", "media_path"),
     "audio_path": ("audio_path",),
-    "start_s": ("start_s", "start", "start_time"),
-    "end_s": ("end_s", "end", "end_time"),
+    "start_s": ("start_s", "start", "start_time", "start_timestamp"),
+    "end_s": ("end_s", "end", "end_time", "end_timestamp"),
     "joint": ("caption", "captions", "text", "prompt"),
     "video": ("video_caption", "video_captions", "video_text"),
     "audio": ("audio_caption", "audio_captions", "audio_text"),
@@ -41,6 +41,15 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "tags": ("tags",),
 }
 _MEANING = {name: part for part, names in COLUMNS.items() for name in names}
+
+
+def _known(name: str) -> str | None:
+    """The field that a column of this name is, however it is written: ` Caption` too."""
+    return _MEANING.get(_plain(name))
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 class ManifestError(ValueError):
@@ -205,12 +214,16 @@ def _record(row: _Row, meaning: Mapping[str, str], folder: Path) -> Record:
 
 def _meaning(names: Sequence[str]) -> dict[str, str]:
     """What each known column is; a field that may have one value only must not have two columns."""
-    meaning = {name: _MEANING[name] for name in names if name in _MEANING}
+    meaning = {name: part for name in names if (part := _known(name)) is not None}
+    for one, other in combinations(meaning, 2):
+        if _plain(one) == _plain(other):
+            raise ManifestError(f"the columns {one!r} and {other!r} are both {_plain(one)}: rename the wrong one")
     for part in ("path", "start_s", "end_s"):
         found = [name for name in names if meaning.get(name) == part]
-        if part in found:  # our own name wins: JavisDiT's csv and others may hold both
-            found = [part]
-            meaning = {n: p for n, p in meaning.items() if p != part or n == part}
+        own = [name for name in found if _plain(name) == part]
+        if own:  # our own name wins: JavisDiT's csv and others may hold both
+            found = own
+            meaning = {n: p for n, p in meaning.items() if p != part or n in own}
         if len(found) > 1:
             raise ManifestError(f"the columns {' and '.join(found)} both mean {part}: rename the right one to {part}")
     if "path" not in meaning.values():
@@ -235,7 +248,10 @@ def _seconds(found: Sequence[tuple[str, Any]] | None, default: Any) -> Any:
         return default
     name, value = found[0]
     try:
-        seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+        if isinstance(value, str) and value.count(":") in (1, 2):  # 00:01:02.5
+            seconds = sum(float(part) * 60**k for k, part in enumerate(reversed(value.split(":"))))
+        else:
+            seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
@@ -298,7 +314,7 @@ def _as_row(record: Record, manifest: Path) -> dict[str, Any]:
         "tags": _packed(record.tags, split=True),
         "audio_path": None if record.audio_path is None else _relative(record.audio_path, manifest),
     }
-    clash = sorted(set(record.extra) & set(_MEANING))
+    clash = [name for name in record.extra if _known(name)]
     if clash:
         raise ManifestError(f"{record.name}: the extra column {clash[0]!r} has a meaning of its own: rename it")
     return {**row, **record.extra}
@@ -314,7 +330,7 @@ def _rebased(values: Mapping[str, Any], folder: Path, out: Path) -> dict[str, An
     moved = dict(values)
     for name in moved:
         value = moved[name]
-        if _MEANING.get(name) in ("path", "audio_path") and isinstance(value, str) and value:
+        if _known(name) in ("path", "audio_path") and isinstance(value, str) and value:
             moved[name] = value if Path(value).is_absolute() else _relative(folder / value, out)
     return moved
 

@@ -132,13 +132,15 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
     """This process's share of the store, and the whole of it if nothing else is missing."""
     # a file is known by its path: one spelling of it, wherever the command was given
     config = replace(config, manifest=Path(os.path.normpath(config.manifest.absolute())))
-    count, clips = counted(config.manifest)
+    listed = looked_through(config.manifest)
+    if place.rank == 0 and listed.odd:
+        console.print(f"{config.manifest}: {listed.odd}", highlight=False, markup=False, soft_wrap=True)
     encoders = opened(config, place.device)
-    made_by = {"windows": fingerprint(config.windows), "clips": clips}
+    made_by = {"windows": fingerprint(config.windows), "clips": listed.fingerprint}
     text = None if config.text is None else replace(config.text, cache=None)
     header = encoders.header(config.windows, made_by, to_plain(config.codec), to_plain(text))
     check_shapes(config, header)
-    writer = StoreWriter.begin(config.out, header, -(-count // config.shard_clips))
+    writer = StoreWriter.begin(config.out, header, -(-listed.rows // config.shard_clips))
     mine = range(place.rank, writer.shards, place.ranks)
     if config.retry:
         writer.reopen([shard for shard in mine if (found := writer.record(shard)) and found.lost])
@@ -250,18 +252,31 @@ def check_shapes(config: PrepareConfig, header: Header) -> None:
             )
 
 
-def counted(manifest: Path) -> tuple[int, str]:
-    """How many rows a manifest has, and the fingerprint of its clips: where they lie and what is said of them.
+@dataclass(frozen=True)
+class Listed:
+    """What a manifest lists."""
 
-    Not of where the list lies, which `where` tells: a list that is moved lists the same clips.
-    """
-    digest, count = hashlib.sha256(), 0
+    rows: int
+    fingerprint: str  # of its clips: where they lie and what is said of them
+    odd: str  # what a person should know of it: it may be a column by another name
+
+
+def looked_through(manifest: Path) -> Listed:
+    """The list as a whole. Where it lies (`where`) is no part of its fingerprint: moved, it is the same list."""
+    digest, rows, clips, untold = hashlib.sha256(), 0, 0, 0
+    unread: dict[str, None] = {}
     for record in scan_manifest(manifest):
         digest.update(f"{replace(record, where='')}\n".encode(errors="surrogateescape"))
-        count += 1
-    if not count:
+        rows += 1
+        if isinstance(record, Record):
+            clips += 1
+            untold += not record.captions
+            unread |= dict.fromkeys(record.extra)
+    if not rows:
         raise ConfigError("manifest", f"{manifest_file(manifest)} lists no clips")
-    return count, digest.hexdigest()[:16]
+    odd = [f"{untold} of {clips} clips have no caption"] if untold else []
+    odd += [f"columns not read: {', '.join(map(legible, unread))}"] if unread else []
+    return Listed(rows, digest.hexdigest()[:16], "; ".join(odd))
 
 
 def shards(config: PrepareConfig, todo: Iterable[int]) -> Iterator[tuple[int, list[Record | BadRow]]]:

@@ -50,7 +50,8 @@ def records(folder: Path, extra: st.SearchStrategy) -> st.SearchStrategy[Record]
 @given(st.data(), st.sampled_from(["csv", "tsv", "jsonl"]))
 def test_what_is_written_reads_back_equal(tmp_path_factory, data, suffix):
     folder = tmp_path_factory.mktemp("manifest")
-    free = NAMES.filter(lambda n: n not in {name for names in COLUMNS.values() for name in names})
+    known = {name for names in COLUMNS.values() for name in names}
+    free = NAMES.filter(lambda n: n.strip().lower() not in known)
     if suffix == "jsonl":
         extra = st.dictionaries(free, PLAIN | st.lists(PLAIN, max_size=3), max_size=3)
     else:  # every row has the same columns, and they are text
@@ -108,6 +109,20 @@ def test_javisdit_tables_are_understood_and_keep_their_columns(folder):
     assert b.captions == Captions(("a cat",))
     copy_rows(folder / "javis.csv", folder / "same.csv", lambda number: True)
     assert (folder / "same.csv").read_text() == text
+
+
+def test_columns_are_known_however_they_are_written(folder):
+    names = ("Path", " Start_timestamp", "END_TIMESTAMP ", "Caption", " audio_caption", "Id", "id")
+    text = ",".join(names) + "\nraw/a.mp4,00:01:02.5,65,a dog,a bark,1,2\n"
+    (folder / "c.csv").write_text(text)
+    (clip,) = read_manifest(folder / "c.csv")
+    wanted = Record(folder / "raw/a.mp4", 62.5, 65.0, Captions(("a dog",), audio=("a bark",)), extra=clip.extra)
+    assert clip == wanted
+    assert clip.extra == {"Id": "1", "id": "2"}
+    copy_rows(folder / "c.csv", folder / "below" / "c.csv", lambda number: True)
+    assert list(read_manifest(folder / "below" / "c.csv")) == [clip]
+    with pytest.raises(ManifestError, match="the extra column ' Tags' has a meaning of its own"):
+        write_manifest(folder / "d.csv", [Record(folder / "a.mp4", extra={" Tags": "x"})])
 
 
 def test_a_copy_keeps_text_and_columns_and_its_paths_still_lead_to_the_files(folder):
@@ -169,7 +184,8 @@ def test_a_bad_row_names_file_line_value_and_rule(folder, row, words):
         ("c.jsonl", '{"path": 5}\n', "path=5 must be a path, as text"),
         ("c.jsonl", '{"paht": "a"}\n', "no column says where the file is"),
         ("c.csv", "a.mp4,a dog\nb.mp4,a cat\n", "is the header line missing?"),
-        ("c.csv", "Path,caption\na.mp4,a cat\n", "did you mean to name 'Path' so?"),
+        ("c.csv", "Paths,caption\na.mp4,a cat\n", "did you mean to name 'Paths' so?"),
+        ("c.csv", "path,caption, Caption\na,b,c\n", "the columns 'caption' and ' Caption' are both caption: rename"),
         ("c.csv", "file,video\na,b\n", "the columns file and video both mean path"),
         ("c.csv", "path,x,x\na,b,c\n", "two columns are named 'x'"),
         ("c.csv", "path,x\na\n", "line 2: has 1 cells, the header names 2 columns"),

@@ -282,6 +282,18 @@ def test_clips_are_known_by_their_files_however_the_list_is_named(clips, whole, 
     assert Store.open(config.out).fingerprint == whole.fingerprint
 
 
+def test_clips_without_captions_and_columns_that_are_not_read_are_told(clips, tmp_path):
+    rows = [{"path": str(clips / f"{i}.mp4"), "subtitle": "a ball", "n": i} for i in range(3)]
+    rows[1]["caption"] = "a ball falls"
+    (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for rank, said in ((0, "2 of 3 clips have no caption; columns not read: subtitle, n"), (1, "")):
+        shown = Console(file=StringIO(), width=1000)
+        config = settings(clips, tmp_path / f"latents_{rank}", manifest=tmp_path / "clips.jsonl", shard_clips=8)
+        prepare(config, shown, Place(rank, 2))
+        assert ("no caption" in shown.file.getvalue()) == bool(said)
+        assert said in shown.file.getvalue()
+
+
 def test_a_page_shows_originals_beside_what_the_store_gives_back(clips, tmp_path):
     config = settings(clips, tmp_path / "latents", verify=True, verify_windows=3)
     assert prepare(config, quiet(), Place()) == 0
