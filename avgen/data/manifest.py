@@ -24,8 +24,11 @@ Kind = Literal["joint", "video", "audio", "speech"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-PICTURE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".ogv", ".gif")
-SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
+PICTURE_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf", ".ogv", ".gif"),
+)
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".mka", ".aif", ".aiff", ".caf")
 INSIDE = ("manifest.jsonl", "manifest.csv", "manifest.parquet", "metadata.jsonl", "metadata.csv")
 
 # Per field its own name, then what others call it: JavisDiT, finetrainers, diffusion-pipe, Hugging Face folders.
@@ -479,14 +482,19 @@ def _parquet_rows(source: Path) -> Iterator[_Row]:
 
 
 def _folder(folder: Path) -> Iterator[Record]:
-    """Every media file, in order of name; clip.txt beside clip.mp4 is its caption.
+    """Every media file, in order of name; clip.txt beside clip.mp4 is its caption. Links to folders are followed, once.
 
     A sound file beside a picture of the same name is taken for the picture's own sound, written out once more.
     """
-    empty = True
-    for place, inner, names in os.walk(folder):
-        inner.sort()
+    empty, entered = True, set()
+    for place, inner, names in os.walk(folder, onerror=_not_listed, followlinks=True):
         here = Path(place)
+        real = here.resolve()
+        if real in entered:  # a link to where we were: it may lead round in a circle
+            inner.clear()
+            continue
+        entered.add(real)
+        inner.sort()
         pictured = {Path(name).stem for name in names if name.lower().endswith(PICTURE_SUFFIXES)}
         for name in sorted(names):
             path = here / name
@@ -500,6 +508,13 @@ def _folder(folder: Path) -> Iterator[Record]:
             yield Record(path, captions=Captions((said,) if said else ()), where=str(path))
     if empty:
         raise ManifestError(f"{folder} holds no media files ({', '.join(PICTURE_SUFFIXES + SOUND_SUFFIXES)})")
+
+
+def _not_listed(error: OSError) -> None:
+    raise ManifestError(
+        f"{error.filename} cannot be listed: {error.strerror}: its clips would be missing; make it readable, or move "
+        "it away"
+    ) from error
 
 
 def legible(text: str) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avgen.data.manifest import (
     COLUMNS,
+    PICTURE_SUFFIXES,
+    SOUND_SUFFIXES,
     BadRow,
     Captions,
     ManifestError,
@@ -24,6 +29,7 @@ from avgen.data.manifest import (
     scan_manifest,
     write_manifest,
 )
+from avgen.data.media import probe
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 TEXTS = st.lists(TEXT | st.sampled_from(['["a"]', "[music] plays", "[]", '"', "a,b", " x "]), max_size=3).map(tuple)
@@ -148,6 +154,58 @@ def test_a_folder_is_a_list_of_its_clips_with_captions_beside_them(folder):
     assert [c.path.name for c in read_manifest(folder)] == ["b.mp4"]
     with pytest.raises(ManifestError, match="holds no media files"):
         list(read_manifest(folder.joinpath("empty").mkdir() or folder / "empty"))
+
+
+def test_linked_folders_are_entered_once_and_circles_end(folder):
+    clips, away = folder / "clips", folder / "away"
+    for place in (clips / "own", away / "deep"):
+        place.mkdir(parents=True)
+        (place / "a.mp4").touch()
+    (clips / "there").symlink_to(away)
+    (clips / "there_again").symlink_to(away)
+    (away / "round").symlink_to(clips)
+    found = [clip.path.relative_to(clips).as_posix() for clip in read_manifest(clips)]
+    assert found == ["own/a.mp4", "there/deep/a.mp4"]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(folder, monkeypatch):
+    (folder / "a.mp4").touch()
+    scandir = os.scandir
+
+    def listed(place):
+        if Path(place).name == "raw":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", listed)
+    with pytest.raises(ManifestError, match="raw cannot be listed: Permission denied: its clips would be missing"):
+        list(read_manifest(folder))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(s, "mpeg4") for s in (".wmv", ".asf", ".3gp")]
+    + [(s, "mpeg2video") for s in (".mts", ".m2ts", ".vob", ".mxf")]
+    + [(s, "flac") for s in (".mka", ".oga")]
+    + [(s, "pcm_s16be") for s in (".aif", ".aiff", ".caf")],
+)
+def test_a_folder_lists_what_the_reader_opens(folder, suffix, codec):
+    with av.open(str(folder / f"a{suffix}"), "w", format={".mts": "mpegts"}.get(suffix)) as out:
+        if suffix in PICTURE_SUFFIXES:
+            stream = out.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            frames = [av.VideoFrame(64, 48, "yuv420p") for _ in range(10)]
+        else:
+            stream = out.add_stream(codec, rate=48000, layout="mono")
+            frames = [av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), "s16", "mono")]
+            frames[0].sample_rate = 48000
+        for number, frame in enumerate(frames):
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    (clip,) = read_manifest(folder)
+    info = probe(clip.path)
+    assert (info.video is None) == (suffix in SOUND_SUFFIXES)
 
 
 @pytest.mark.parametrize(
