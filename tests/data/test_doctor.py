@@ -147,7 +147,7 @@ def test_a_sound_that_is_no_number_costs_its_clip_alone(tmp_path):
 
 
 def test_a_header_that_promises_nothing_breaks_no_promise(tmp_path):
-    """Of live recordings: no length in the header, and the row says where the clip ends."""
+    """Of live recordings: no length in the header, whether the row says where the clip ends or not."""
     write_clip(tmp_path / "c.mp4", lively())
     for name, form in (("c.ts", {"format": "mpegts"}), ("c.mkv", {"format": "matroska", "options": {"live": "1"}})):
         with av.open(str(tmp_path / "c.mp4")) as source, av.open(str(tmp_path / name), "w", **form) as out:
@@ -157,6 +157,11 @@ def test_a_header_that_promises_nothing_breaks_no_promise(tmp_path):
                     packet.stream = streams[packet.stream.index]
                     out.mux(packet)
         assert "unreadable" not in found(tmp_path / name, end_s=4.5), name
+        whole, promised = measure(tmp_path / name, 0.0, None), measure(tmp_path / "c.mp4", 0.0, None)
+        assert not whole.error, name
+        # two of AAC's frames: neither says where the sound really ends
+        assert whole.sound.end_s == pytest.approx(promised.sound.end_s, abs=2.01 * 1024 / 16000), name
+        assert whole.picture.frames == promised.picture.frames, name
 
 
 def test_a_window_is_judged_by_itself(tmp_path):

@@ -19,9 +19,9 @@ from avgen.data.media import MediaError
 from avgen.data.media.frames import walk_frames
 from avgen.data.media.picture import Renderer
 from avgen.data.media.samples import read_samples
-from avgen.data.media.source import Counter, Source, average_fps, exact_seconds, open_source
+from avgen.data.media.source import Counter, Source, average_fps, exact_seconds, open_source, scanned_end
 
-VERSION = 1  # of these measurements: a change makes kept ones void
+VERSION = 2  # of these measurements: a change makes kept ones void
 
 STEP = Fraction(1, 10)  # of the profiles, in seconds
 CHUNK_S = 60  # of sound at once: an hour of stereo would be 1.4 GB
@@ -192,8 +192,8 @@ def _sound(source: Source, start: Fraction, end: Fraction | None) -> tuple[Sound
     """The sound's measures, and the strength of its onsets per 0.1 s of the clock from `start` on."""
     rate = source.sample_rate_hz
     claimed = source.claimed_end(source.audio) or source.container_end()
-    if claimed is None and end is None:
-        raise source.error("does not say how long its sound is: give end_s")
+    if claimed is None and end is None:  # a live recording: prepare finds the end so too
+        claimed = scanned_end(source)
     stop = min(at for at in (end, claimed) if at is not None)
     if stop <= start:
         return None, None

@@ -304,7 +304,7 @@ def probe(path: str | Path) -> MediaInfo:
         ends = [e for e in (source.claimed_end(s) for s in present) if e is not None]
         total = source.container_end()
         ends += [] if total is None else [total]
-        end = max(ends) if ends else _scanned_end(source)
+        end = max(ends) if ends else scanned_end(source)
         comment = source.container.metadata.get("comment") or source.container.metadata.get("COMMENT")
         return MediaInfo(source.container.format.name, float(start), float(end), video, audio, comment)
 
@@ -399,7 +399,7 @@ def average_fps(stream: Any) -> Fraction:
     return exact_fps(min(max(rate, Fraction(1, 1000)), Fraction(1000)))
 
 
-def _scanned_end(source: Source) -> Fraction:
+def scanned_end(source: Source) -> Fraction:
     """The end of a file whose header gives no duration (live recordings): the last packet's end."""
     source.rewind()
     source.select(tuple(source.container.streams))
