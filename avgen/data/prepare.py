@@ -30,7 +30,7 @@ from avgen.config import ConfigError, fingerprint, to_plain
 from avgen.data.encode import Encoders, Media, NotFinite, looked_at, read_media
 from avgen.data.manifest import BadRow, Record, encodable, legible, manifest_file, scan_manifest
 from avgen.data.media import MediaError
-from avgen.data.store import Header, Store, StoreError
+from avgen.data.store import Header, Store, StoreError, check_installed
 from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch
 from avgen.data.windows import Cut, WindowRule
 from avgen.models.codec_files import CodecConfig
@@ -130,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
     """This process's share of the store, and the whole of it if nothing else is missing."""
+    check_installed()  # before codecs are fetched and opened
     # a file is known by its path: one spelling of it, wherever the command was given
     config = replace(config, manifest=Path(os.path.normpath(config.manifest.absolute())))
     listed = looked_through(config.manifest)

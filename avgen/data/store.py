@@ -7,6 +7,7 @@ cannot be lost or exchanged, and a reader needs nothing but the dataset.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,12 @@ MAKERS = {"video": "video codec", "audio": "audio codec", "text": "text encoder"
 
 class StoreError(ValueError):
     """A store that cannot be read or gone on with; the message says why and what to do."""
+
+
+def check_installed() -> None:
+    """Training on the embedded world needs neither package: they are an extra."""
+    if absent := [name for name in ("lance", "pyarrow") if importlib.util.find_spec(name) is None]:
+        raise StoreError(f"a store needs {' and '.join(absent)}, not installed: pip install -e '.[data]'")
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,7 @@ class Store:
     @classmethod
     def open(cls, path: object) -> Store:
         where = str(path)
+        check_installed()
         metadata, rows = _opened(where)
         if HEADER not in metadata:
             raise StoreError(f"{where} is a Lance dataset, but not a store of avgen: `avgen prepare` makes one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import shutil
@@ -190,6 +191,13 @@ def test_another_codec_or_rule_is_refused_by_name(tmp_path):
         StoreWriter.begin(tmp_path, header(made_by={"video": "other", "windows": "x"}), 3)
     with pytest.raises(StoreError, match="3 shards, not 4"):
         StoreWriter.begin(tmp_path, header(), 4)
+
+
+def test_without_the_extra_a_store_says_what_to_install(tmp_path, monkeypatch):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lance" else original(name))
+    with pytest.raises(StoreError, match=r"a store needs lance, not installed: pip install -e '\.\[data\]'"):
+        Store.open(tmp_path)
 
 
 def test_a_stale_store_is_refused(tmp_path, monkeypatch):
