@@ -248,6 +248,22 @@ def test_a_damaged_shard_is_noticed(tmp_path):
         writer.missing()
 
 
+def test_of_two_that_write_one_shard_the_first_ones_stays(tmp_path):
+    """Codecs on two machines need not agree to the last bit; file and record must be of one of them."""
+    head = header()
+    writer, other = (StoreWriter.begin(tmp_path, head, 1) for _ in range(2))
+
+    def overtaken():
+        yield from batches(head, [row(head, 0)])
+        first.append(other.write(0, batches(head, [row(head, 1), row(head, 2)]), Notes()))
+
+    first = []
+    assert writer.write(0, overtaken(), Notes()) == first[0]
+    assert writer.commit().rows == 2
+    assert Store.open(tmp_path).files()[0] == ["clips/1.mp4", "clips/2.mp4"]
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_what_is_no_store_says_so(tmp_path):
     import lance
     import pyarrow as pa
