@@ -31,7 +31,7 @@ class Fragmented:
 
 def read_fragmented(path: Path) -> dict[int, Fragmented]:
     """Track id -> what its fragments say, of tracks with negative offsets: of most files nothing."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:  # a few bytes here and there
         try:
             size = path.stat().st_size
             moov = child(file, 0, size, b"moov")
