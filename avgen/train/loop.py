@@ -130,7 +130,7 @@ def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Te
         norms = gradient_norms(run.model)
     clip(run.model.parameters(), config.clip_norm, norms["all"])
     with run.guard.over(run.optimizers.parts, norms["all"]):
-        run.optimizers.step(config.factor(run.step, run.config.steps))
+        run.optimizers.step(config.factor(run.step, run.config.steps), norms)
     run.average.update(run.model, run.step)
     run.balance.update(losses, lambda shares: run.accelerator.reduce(shares, "sum") / run.processes.context)
     run.step += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Optimizers:
-    """One or two torch optimisers stepped together; rates are set from the step, never counted inside."""
+    """Torch optimisers of the model's parts, stepped together; rates are set from the step, never counted inside."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -26,41 +26,41 @@ class Optimizers:
             raise ValueError("optimizer.scale freezes every weight of the model: leave one part above 0")
         muon = [name for name, p in self.named.items() if config.kind == "muon" and inside_block(name, p)]
         adamw = [name for name in self.named if name not in set(muon)]
-        self.parts: list[Optimizer] = []
-        if adamw:
-            self.parts.append(
-                torch.optim.AdamW(
-                    self.groups(adamw, config.lr, config.scale),
-                    betas=config.betas,
-                    eps=config.eps,
-                    weight_decay=config.weight_decay,
-                    fused=self.named[adamw[0]].device.type in ("cpu", "cuda"),
-                )
-            )
-        if muon:
-            self.parts.append(
-                Muon(
-                    self.groups(muon, config.muon_lr, config.scale),
-                    config.weight_decay,
-                    PRECISIONS[config.muon_precision],
-                )
-            )
+        fused = self.named[next(iter(self.named))].device.type in ("cpu", "cuda")
+        about = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay, "fused": fused}
+        found: list[tuple[str, Optimizer]] = [
+            (name, torch.optim.AdamW(groups, **about))
+            for name, groups in self.groups(adamw, config.lr, config.scale).items()
+        ]
+        found += [
+            (name, Muon(groups, config.weight_decay, PRECISIONS[config.muon_precision]))
+            for name, groups in self.groups(muon, config.muon_lr, config.scale).items()
+        ]
+        self.moves, self.parts = [name for name, _ in found], [part for _, part in found]  # each moves one part
         self.rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
-    def groups(self, names: list[str], lr: float, scale: PartRates) -> list[dict[str, Any]]:
-        """One per part of the model; and one fused kernel takes shards or whole tensors, not both."""
+    def groups(self, names: list[str], lr: float, scale: PartRates) -> dict[str, list[dict[str, Any]]]:
+        """By part of the model; and one fused kernel takes shards or whole tensors, not both."""
         found: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name in names:
             p = self.named[name]
             found.setdefault((part_of(name), isinstance(p, DTensor)), []).append(p)
-        return [{"params": group, "lr": lr * scale.of(part)} for (part, _), group in found.items()]
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for (part, _), alike in found.items():
+            groups.setdefault(part, []).append({"params": alike, "lr": lr * scale.of(part)})
+        return groups
 
-    def step(self, factor: float) -> None:
-        """One update at `factor` times the configured rates."""
-        for part, rates in zip(self.parts, self.rates, strict=True):
+    def step(self, factor: float, norms: Mapping[str, Tensor]) -> None:
+        """One update at `factor` times the configured rates, of the parts whose gradient has a norm above 0.
+
+        A tower that no clip of the step has gets gradients of zero. An optimiser takes those for news: Muon divides the
+        size out of its momentum, so what is left of it would go on moving the weights at the full rate for hundreds of
+        steps. The norms are those of all ranks and stay on the device.
+        """
+        for name, part, rates in zip(self.moves, self.parts, self.rates, strict=True):
             for group, rate in zip(part.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            part.step()
+            move(part, norms[name] > 0)
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -75,6 +75,24 @@ class Optimizers:
             for group in part.param_groups
             for p in group["params"]
         }
+
+
+def move(part: Optimizer, learned: Tensor) -> None:
+    """An optimiser's step, which leaves weights and memory as they are unless `learned`, a () bool on the device.
+
+    torch's AdamW can do that in its fused kernels alone: elsewhere its momentum is left to fade, in about ten steps.
+    """
+    if isinstance(part, Muon):
+        part.step(learned=learned)
+    elif part.defaults["fused"]:
+        # how a gradient scaler skips a step; the guard may have asked for it already
+        guarded, idle = getattr(part, "found_inf", None), (~learned).float()
+        part.found_inf = idle if guarded is None else torch.maximum(guarded, idle)  # type: ignore[attr-defined]
+        part.grad_scale = None  # type: ignore[attr-defined]
+        part.step()
+        part.found_inf = guarded  # type: ignore[attr-defined]
+    else:
+        part.step()
 
 
 def memory(part: Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -112,7 +130,8 @@ class Muon(Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None, learned: Tensor | None = None) -> None:  # type: ignore[override]
+        """Nothing moves, and nothing is remembered, unless `learned`: a () bool, which the host does not wait for."""
         for group in self.param_groups:
             alike: dict[tuple[torch.Size, torch.device], list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -121,18 +140,30 @@ class Muon(Optimizer):
             for (shape, _), parameters in alike.items():
                 count = max(1, self.TOGETHER // shape.numel())
                 for first in range(0, len(parameters), count):
-                    self.move(parameters[first : first + count], group["lr"], group["momentum"], group["weight_decay"])
+                    rates = group["lr"], group["momentum"], group["weight_decay"]
+                    self.move(parameters[first : first + count], *rates, learned)
 
-    def move(self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def move(
+        self,
+        parameters: list[nn.Parameter],
+        lr: float,
+        momentum: float,
+        weight_decay: float | Tensor,
+        learned: Tensor | None,
+    ) -> None:
         """One update of matrices of one shape."""
         rows, columns = parameters[0].shape
         ahead = []
         for p in parameters:
             assert p.grad is not None
             kept = memory(self, p)["momentum_buffer"]
-            kept.lerp_(p.grad, 1 - momentum)
+            # towards itself a momentum does not move; `where` takes no numbers here, for which it would wait
+            news = local(p.grad) if learned is None else torch.where(learned, local(p.grad), local(kept))
+            local(kept).lerp_(news, 1 - momentum)
             ahead.append(gathered(p.grad.lerp(kept, momentum)))
         updates = orthogonalised(torch.stack(ahead), self.dtype)
+        if learned is not None:
+            updates, weight_decay = updates.masked_fill(~learned, 0), weight_decay * learned
         for p, update in zip(parameters, updates.unbind(), strict=True):
             if isinstance(p, DTensor):
                 update = distribute_tensor(update, p.device_mesh, p.placements, src_data_rank=None)
