@@ -6,17 +6,18 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 
 from avgen.config import ConfigError, build, fingerprint
 from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
-from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
+from avgen.data.store_source import Part, Rows, StoreSource, check_alike, hashed, mixed
 from avgen.data.stream import Order, Source
 from avgen.data.toybox import Toybox
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
@@ -24,12 +25,14 @@ from avgen.models.codec_files import CodecConfig
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import load_or_fit
 from avgen.models.identity import folder_mark
-from avgen.prefer.pairs import Pair, read_pairs
+from avgen.prefer.pairs import read_pairs
 from avgen.train.checkpoint import checkpoints
 from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
 
 if TYPE_CHECKING:
     from avgen.prefer.source import PairSource
+
+Item = TypeVar("Item")
 
 READ = "reads.json"  # in a run's folder: fingerprints of what it reads
 
@@ -77,10 +80,10 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
     away = [row for row in away if row < parts[0].store.totals.rows]  # a mix is judged by its first store
     if judge is not None:
         check_alike([parts[0].store, judge])
-        held_out = Rows(StoreSource((judge,), max_caption_bytes=read), tuple(range(judge.totals.rows)))
+        held_out = Rows(StoreSource((judge,), max_caption_bytes=read), judged(judge, range(judge.totals.rows)))
         named = f"the store {data.held_out}"
     else:
-        held_out = Rows(source, tuple(away))
+        held_out = Rows(source, judged(parts[0].store, away))  # of the first store, whose rows are counted first
         named = f"held_out_share={data.held_out_share} of {data.path}"
     key, asked = most_shown(config)
     if len(held_out.indices) < asked:
@@ -121,7 +124,7 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     encode(pairs, folder, pipeline, latents, int(os.environ.get("RANK", 0)) / int(os.environ.get("WORLD_SIZE", 1)))
     away = {pair.prompt for pair in pairs if uniform_of("held-out pairs", pair.prompt) < data.held_out_share}
     read = tuple(pair for pair in pairs if pair.prompt not in away)
-    judges = in_rounds([pair for pair in pairs if pair.prompt in away])
+    judges = in_rounds([pair for pair in pairs if pair.prompt in away], lambda pair: pair.prompt)
     key, asked = most_shown(config)
     if len(judges) < asked or not read:
         raise ConfigError(
@@ -142,14 +145,26 @@ def most_shown(config: TrainConfig) -> tuple[str, int]:
     return max(("validation_clips", config.validation_clips), ("samples.clips", shown), key=lambda asked: asked[1])
 
 
-def in_rounds(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """One of every prompt, then another of every prompt that has one, and so on: the first few are of many prompts."""
-    counted: Counter[str] = Counter()
+def judged(store: Store, rows: Sequence[int]) -> tuple[int, ...]:
+    """Held-out rows in the order in which they judge: a window of every file, then another, files as if shuffled.
+
+    A store lists its sources one after another, and of a file several windows together: the first rows of it would be a
+    few files of one source.
+    """
+    places = np.asarray(rows, dtype=np.int64)
+    files = store.files()[1][places]
+    shuffled = np.lexsort((hashed(places, "windows to judge by"), hashed(files, "files to judge by")))
+    return in_rounds(places[shuffled].tolist(), dict(zip(places.tolist(), files.tolist(), strict=True)).__getitem__)
+
+
+def in_rounds(items: Sequence[Item], group: Callable[[Item], Hashable]) -> tuple[Item, ...]:
+    """One of every group, then another of every group that has one, and so on: the first few are of many groups."""
+    counted: Counter[Hashable] = Counter()
     rounds = []
-    for pair in pairs:
-        rounds.append(counted[pair.prompt])
-        counted[pair.prompt] += 1
-    return tuple(pairs[i] for i in sorted(range(len(pairs)), key=rounds.__getitem__))
+    for item in items:
+        rounds.append(counted[group(item)])
+        counted[group(item)] += 1
+    return tuple(items[i] for i in sorted(range(len(items)), key=rounds.__getitem__))
 
 
 def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:

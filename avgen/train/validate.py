@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from avgen.data.stream import Source
 from avgen.flow import FlowConfig, LevelLaw
@@ -69,10 +70,19 @@ def _drawn(held_out: Source, config: TrainConfig, task: str, places: range) -> D
     batch = with_every_stream(held_out.batch(list(places)), config.model)
     fits = fitting(task, batch)
     tasks = shown([task if fit else "t2av" for fit in fits.tolist()], batch)
-    levels = (torch.tensor(list(places), dtype=torch.float64) + 0.5) / config.validation_clips
+    levels = levels_of(config.validation_clips)[places]
     drawn = corrupt(assign(batch, tasks), EVEN, levels.expand(3, -1), 0, 0, places, tasks)
     counted: dict[str, Any] = {m: replace(s, weight=s.weight * fits[:, None]) for m, s in drawn.clean.streams.items()}
     return replace(drawn, clean=replace(drawn.clean, **counted), tasks=(task,) * len(places))
+
+
+def levels_of(clips: int) -> Tensor:
+    """(clips,) even steps from data to noise, in the order of van der Corput: any few in a row cover all levels.
+
+    In rising order the level would stand for the place: whatever clips lie first would be judged at low levels alone.
+    """
+    turned = torch.tensor([int(f"{place:032b}"[::-1], 2) for place in range(clips)])
+    return (turned.argsort().argsort().double() + 0.5) / clips
 
 
 @torch.no_grad()

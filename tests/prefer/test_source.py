@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
 
 def test_held_out_clips_are_of_many_prompts_first(made):
     _, (one, other, *_) = made
-    found = in_rounds([one, one, other, one, other])
+    found = in_rounds([one, one, other, one, other], lambda pair: pair.prompt)
     assert [pair.prompt for pair in found] == ["p0", "p1", "p0", "p1", "p0"]
 
 

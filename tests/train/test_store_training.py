@@ -73,6 +73,23 @@ def run(config):
     return train(config, read.source, read.held_out, quiet(), read.order)
 
 
+def test_the_first_windows_to_judge_by_are_of_many_clips_and_of_all_sources(tmp_path):
+    """A store lists clips source after source, each with its windows."""
+    head = header((BOTH, WIDE))
+    rows = [row(head, i, clip=i // 4, bucket=i % 2) for i in range(160)]  # clips 20 to 39 are of another source
+    store = write_store(tmp_path / "many", head, rows)
+    for data in (StoreData(store.path, workers=0, held_out_share=0.5), StoreData(store.path, held_out=store.path)):
+        held_out = reading(settings(tmp_path, store, data=data)).held_out
+        clips = [index // 4 for index in held_out.indices]
+        count = len(set(clips))
+        assert count > 10
+        assert sorted(held_out.indices) == [i for i in range(160) if i // 4 in set(clips)]
+        for turn in range(4):
+            assert clips[turn * count : (turn + 1) * count] == clips[:count]
+        assert {clip < 20 for clip in clips[:8]} == {True, False}
+        assert {index % 4 for index in held_out.indices[:count]} == {0, 1, 2, 3}  # not all of one shape or start
+
+
 def test_resume_is_exact_with_posteriors_that_are_sampled_anew(latents, tmp_path):
     whole = run(settings(tmp_path / "whole", latents)).model.state_dict()
     run(settings(tmp_path / "cut", latents, steps=4))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from avgen.train.metrics import LEVELS, level_name
 from avgen.train.run import prepare
-from avgen.train.validate import _drawn, shared, validate
+from avgen.train.validate import _drawn, levels_of, shared, validate
 from tests.models.factory import scatter
 from tests.train.test_train import Clips, config
 
@@ -96,3 +96,16 @@ def test_levels_are_even_so_that_every_bucket_has_its_figure(tmp_path):
         for m in ("video", "audio")
         for suffix in ("", *(f"/{level_name(k)}" for k in range(LEVELS)))
     }
+
+
+@given(st.integers(1, 300), st.integers(0, 300))
+def test_few_clips_in_a_row_are_judged_at_all_levels_and_all_of_them_evenly(clips, first):
+    levels = levels_of(clips)
+    assert levels.sort().values == pytest.approx((torch.arange(clips) + 0.5).double() / clips)
+    # of any 2 x LEVELS in a row every quarter of the levels has its part
+    row = levels[first : first + 2 * LEVELS]
+    if clips >= 2 * LEVELS and len(row) == 2 * LEVELS:
+        assert set((row * LEVELS).long().tolist()) == set(range(LEVELS))
+    half = levels[: (clips + 1) // 2].sort().values
+    gaps = torch.cat([half, half.new_ones(1)]) - torch.cat([half.new_zeros(1), half])
+    assert gaps.max() <= 4 / len(half)
