@@ -1,4 +1,4 @@
-"""The training loop: read, step, average, log, validate, save; once around is one optimiser step."""
+"""The training loop: read, step, average, log, save, validate; once around is one optimiser step."""
 
 from __future__ import annotations
 
@@ -86,6 +86,11 @@ def train(
                 if fault := run.guard.judge(seen):
                     raise stopped(run, fault, source, order, share)
             with run.meter.paused():
+                # first, so that a step is not lost if what comes after it runs out of memory; but weights that may be
+                # diverging wait: they would push a good checkpoint out
+                if save_due and (last or stopping or not run.guard.doubtful):
+                    save(run)
+                    save_due = False
                 if validation_due:
                     journal.write(run.step, held_out_line(run, held_out, judges))
                 if codecs is not None and config.samples.due(run.step, last):
@@ -96,10 +101,6 @@ def train(
                     line, alarms = watch.look()
                     journal.write(run.step, line)
                     screen.alarm(run.step, alarms)
-                # weights that may be diverging wait: they would push a good checkpoint out
-                if save_due and (last or stopping or not run.guard.doubtful):
-                    save(run)
-                    save_due = False
             screen.step(run.step)
     if said := record.finish(config, run.accelerator, run.meter, held_before):
         console.print(said, highlight=False)

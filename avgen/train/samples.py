@@ -28,7 +28,7 @@ from avgen.sample.loop import generate
 from avgen.tasks import assign, fitting, shown
 from avgen.train.config import TrainConfig
 from avgen.train.run import Run
-from avgen.train.validate import shared
+from avgen.train.validate import at_once, shared
 from avgen.types import Batch, Clip, Stream
 
 FOLDER = "samples"
@@ -57,7 +57,8 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     back = run.average.swapped(run.model)
     try:
         with uncompiled():
-            for numbers, counts in shared(len(wanted), processes.reader, processes.readers):
+            together = at_once(run.config, processes.readers, rows_of(run.config))
+            for numbers, counts in shared(len(wanted), processes.reader, processes.readers, together):
                 made = made_of(run, held_out, codecs, [wanted[i] for i in numbers])
                 if counts and processes.leads:
                     for i, (clip, caption) in zip(numbers, made, strict=True):
@@ -86,6 +87,11 @@ def made_of(run: Run, held_out: Source, codecs: Codecs, wanted: list[tuple[str, 
     }
     made = generated(run.model, batch, noise, config)
     return [(clip_of(batch, made, row, codecs), caption) for row, caption in enumerate(captions)]
+
+
+def rows_of(config: TrainConfig) -> int:
+    """How often a clip stands in the sampler's batch: guidance needs it once more, without its caption."""
+    return 1 if config.samples.text == 1 else 2
 
 
 def generated(model: AVTransformer, batch: Batch, noise: dict[str, Tensor], config: TrainConfig) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from avgen.prefer.source import PairSource
     from avgen.train.run import Run
 
-CLIPS_AT_ONCE = 16
+CLIPS_AT_ONCE = 16  # at most: more are no faster
 LOOKS = 8  # levels at which every held-out pair is judged: at one, chance decides most of them
 PAIRS_AT_MOST = 64
 # every run is judged at the same levels, whatever it trains at
@@ -56,7 +56,7 @@ def _table(
     """This rank's share of one task."""
     table, context = LossTable([task], model.device), config.parallel.context
     reader, readers = accelerator.process_index // context, accelerator.num_processes // context
-    for places, counts in shared(config.validation_clips, reader, readers):
+    for places, counts in shared(config.validation_clips, reader, readers, at_once(config, readers)):
         drawn = _drawn(held_out, config, task, places).to(model.device)
         with config.autocast(model.device):
             found = step_losses(model, drawn, config.flow)
@@ -96,7 +96,8 @@ def told_apart(run: Run, pairs: PairSource) -> dict[str, float]:
     back = run.average.swapped(model)
     try:
         with uncompiled():
-            for looks, counts in shared(looks_in_all, run.processes.reader, run.processes.readers):
+            pairs_at_once = at_once(run.config, run.processes.readers, rows=2)
+            for looks, counts in shared(looks_in_all, run.processes.reader, run.processes.readers, pairs_at_once):
                 drawn = _drawn_alike(pairs, run.config, looks).to(model.device)
                 with run.config.autocast(model.device):
                     learned = objective(model, drawn, Whole({}, drawn.clean.size, {}))
@@ -119,13 +120,21 @@ def _drawn_alike(pairs: PairSource, config: TrainConfig, looks: range) -> Draw:
     return corrupt(batch, together, levels.expand(3, -1), config.seed, 0, places, tasks)
 
 
-def shared(clips: int, rank: int, ranks: int) -> list[tuple[range, bool]]:
-    """A rank's places among the held-out clips, and whether they count.
+def at_once(config: TrainConfig, readers: int, rows: int = 1) -> int:
+    """How many clips a process runs together, if each takes so many rows of a batch: what trains has shown to fit.
+
+    They lie where they lie whoever is run beside them, so figures are the same but for rounding.
+    """
+    return max(1, min(CLIPS_AT_ONCE, config.batch // (readers * config.accumulate)) // rows)
+
+
+def shared(clips: int, rank: int, ranks: int, at_most: int = CLIPS_AT_ONCE) -> list[tuple[range, bool]]:
+    """A rank's places among the held-out clips, `at_most` together, and whether they count.
 
     All ranks run equally often, because a sharded model needs all of them; one that has nothing left runs a clip
     of another's, which doesn't count.
     """
-    size = min(CLIPS_AT_ONCE, -(-clips // ranks))
+    size = min(at_most, -(-clips // ranks))
     chunks = [range(first, min(first + size, clips)) for first in range(0, clips, size)]
     mine = [(places, True) for places in chunks[rank::ranks]]
     return mine + [(range(1), False)] * (-(-len(chunks) // ranks) - len(mine))

@@ -92,6 +92,23 @@ def test_a_clip_is_the_same_in_any_company(tmp_path):
         assert np.allclose(crowd.audio, alone.audio, atol=1e-5)
 
 
+@pytest.mark.parametrize("text", [1.0, 2.0])
+def test_no_more_rows_are_sampled_together_than_a_micro_batch_holds(tmp_path, text):
+    """Guidance takes two for a clip."""
+    most, sheets = [], []
+    for accumulate in (1, 4):
+        settings = replace(OFTEN, clips=3, text=text)
+        run = prepare(config(tmp_path / str(accumulate), samples=settings, tasks={"t2av": 1}, accumulate=accumulate))
+        scatter(run.model)
+        run.average.weights = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        rows: list[int] = []
+        run.model.register_forward_pre_hook(lambda _, given, rows=rows: rows.append(given[0].size))
+        sheets.append(np.asarray(sample(run, Clips(), CODECS)).astype(int))
+        most.append(max(rows))
+    assert most == ([3, 1] if text == 1.0 else [4, 2])
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1
+
+
 def test_what_a_kill_left_over_is_cleared_away(tmp_path):
     run = prepare(config(tmp_path, samples=OFTEN))
     left = tmp_path / "samples" / ".step_000000.part" / "junk.mp4"

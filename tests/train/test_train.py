@@ -117,6 +117,18 @@ def test_a_signal_during_validation_does_not_lose_the_steps_since_the_last_save(
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [f"step_{stopped.step:08d}"]
 
 
+def test_a_step_is_saved_before_it_is_validated(tmp_path):
+    """Validation may run out of memory, and the same command would come to the same step again."""
+
+    class Large(Clips):
+        def batch(self, indices, at=None):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(config(tmp_path, validate_every=3, save_every=3), Clips(), Large(), quiet())
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000003"]
+
+
 def test_accumulation_equals_the_big_batch(tmp_path):
     """Ragged, with clips that lack sound: the loss is per supervised token of the step, not per micro-batch."""
     gradients = []

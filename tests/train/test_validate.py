@@ -12,18 +12,41 @@ from hypothesis import strategies as st
 
 from avgen.train.metrics import LEVELS, level_name
 from avgen.train.run import prepare
-from avgen.train.validate import _drawn, levels_of, shared, validate
+from avgen.train.validate import CLIPS_AT_ONCE, _drawn, at_once, levels_of, shared, validate
 from tests.models.factory import scatter
 from tests.train.test_train import Clips, config
 
 
-@given(st.integers(1, 200), st.integers(1, 9))
-def test_ranks_share_the_clips_once_and_run_equally_often(clips, ranks):
-    shares = [shared(clips, rank, ranks) for rank in range(ranks)]
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 20))
+def test_ranks_share_the_clips_once_and_run_equally_often(clips, ranks, at_most):
+    shares = [shared(clips, rank, ranks, at_most) for rank in range(ranks)]
+    assert all(len(places) <= at_most for share in shares for places, _ in share)
     assert len({len(share) for share in shares}) == 1
     counted = [i for share in shares for places, counts in share if counts for i in places]
     assert sorted(counted) == list(range(clips))
     assert all(0 <= i < clips for share in shares for places, _ in share for i in places)
+
+
+def test_no_more_clips_run_together_than_a_micro_batch_holds(tmp_path):
+    """What fits in training fits in validation, and the figures don't tell how many ran together."""
+
+    class Counting(Clips):
+        def batch(self, indices, at=None):
+            most.append(len(indices))
+            return super().batch(indices)
+
+    figures = []
+    for batch, accumulate, expected in ((64, 1, 11), (4, 1, 4), (4, 4, 1)):
+        run = prepare(config(tmp_path, validation_clips=11, batch=batch, accumulate=accumulate))
+        scatter_average(run)
+        most = []
+        figures.append(validate(run.model, run.average, Counting(), run.config, run.accelerator))
+        assert max(most) == expected
+    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
+    assert figures[2] == pytest.approx(figures[0], rel=1e-5)
+    assert at_once(replace(run.config, batch=64, accumulate=1), readers=2) == CLIPS_AT_ONCE
+    assert at_once(replace(run.config, batch=64, accumulate=4), readers=4, rows=2) == 2
+    assert at_once(replace(run.config, batch=8, accumulate=1), readers=8, rows=2) == 1
 
 
 def test_the_ranks_parts_add_up_to_one_processes_figures(tmp_path):
