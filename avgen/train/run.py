@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from avgen.config import fingerprint
+from avgen.models.architecture import ModelConfig
 from avgen.models.attention import choose
 from avgen.models.cost import PARTS
 from avgen.models.dit import AVTransformer
@@ -67,7 +68,9 @@ class Run:
         # which tensors there are, and what they go on from
         start, optimizer = config.start if config.preference is not None else None, config.optimizer
         still = [name for name in PARTS if optimizer.scale.of(name) == 0]
-        made_of = fingerprint((config.model, config.lora, self.beneath, start, optimizer.kind, still))
+        # a kernel decides no tensor: who changes machines, or finds a kernel slow, may take another
+        model = replace(config.model, attention=ModelConfig.attention)
+        made_of = fingerprint((model, config.lora, self.beneath, start, optimizer.kind, still))
         value = scale.value if scale.on else None
         return checkpoint.About(self.step, made_of, self.processes.count, value, scale.clean_steps)
 

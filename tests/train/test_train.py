@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avgen.config import fingerprint
 from avgen.data.stream import Share
 from avgen.models.dit import AVTransformer
 from avgen.rng import noise_like, uniforms
@@ -127,6 +128,17 @@ def test_a_step_is_saved_before_it_is_validated(tmp_path):
     with pytest.raises(MemoryError):
         train(config(tmp_path, validate_every=3, save_every=3), Clips(), Large(), quiet())
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000003"]
+
+
+def test_a_run_goes_on_with_another_attention_kernel_but_not_as_another_model(tmp_path):
+    before = train(config(tmp_path, steps=2), Clips(), Clips(), quiet())
+    after = train(config(tmp_path, steps=3, model=model_config(attention="math")), Clips(), Clips(), quiet())
+    assert after.step == 3
+    # the default's fingerprint is that of the model as it is described, so that older checkpoints keep theirs
+    described = fingerprint((before.config.model, None, "", None, before.config.optimizer.kind, []))
+    assert before.about().fingerprint == after.about().fingerprint == described
+    with pytest.raises(ValueError, match="begun with another model"):
+        prepare(config(tmp_path, steps=4, model=model_config(coupling="none")))
 
 
 def test_accumulation_equals_the_big_batch(tmp_path):
