@@ -6,6 +6,7 @@ The trackers are accelerate's: one interface to all of them, kept up to date by 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,11 +21,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avgen.config import fingerprint, to_plain
+from avgen.config import to_plain
 from avgen.train.config import TrackingConfig, TrainConfig
 from avgen.train.metrics import MODALITIES
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb_id.txt"
 
 
 def check_installed(config: TrackingConfig) -> None:
@@ -93,13 +95,24 @@ def started(name: str, config: TrainConfig, first: int) -> GeneralTracker:
     if name == "tensorboard":
         tracker = TensorBoardTracker(name, config.out, purge_step=first + 1)
     elif name == "wandb":
-        # wandb knows a run again by its id alone; a folder is one run
-        mark = f"{title}-{fingerprint(config)[:8]}"
-        tracker = WandBTracker(tracking.project, dir=str(config.out), id=mark, **about)
+        tracker = WandBTracker(tracking.project, dir=str(config.out), id=wandb_id(config.out), **about)
     else:
         tracker = TrackioTracker(tracking.project, **about)
     tracker.start()
     return tracker
+
+
+def wandb_id(folder: Path) -> str:
+    """What wandb knows a run again by, kept in the run's folder.
+
+    A folder is one run. Its settings are not: a leg with more steps goes on with it. Nor is its path: folders move, and
+    a name that is used again is another run.
+    """
+    path = folder / WANDB_ID
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:12] + "\n")
+    return path.read_text().strip()
 
 
 class Screen:

@@ -75,6 +75,22 @@ def test_services_are_told_project_name_config_and_numbers(tmp_path, monkeypatch
     assert end == "end"
 
 
+def test_a_folder_is_one_run_of_wandb_whatever_changes_between_its_legs(tmp_path, monkeypatch):
+    told = []
+    run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    service = SimpleNamespace(init=lambda **about: told.append(about["id"]) or run, finish=run.finish)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    monkeypatch.setattr(trackers, "find_spec", lambda _: object())
+    first = config(tmp_path / "a" / "run", tracking=TrackingConfig(to=("wandb",)))
+    (tmp_path / "moved").mkdir()
+    for settings in (first, replace(first, steps=12, accumulate=2), replace(first, out=tmp_path / "b" / "run")):
+        Journal(settings, Accelerator(), 0)
+    (tmp_path / "a" / "run").rename(tmp_path / "moved" / "run")
+    Journal(replace(first, out=tmp_path / "moved" / "run"), Accelerator(), 0)
+    one, longer, other, moved = told
+    assert one == longer == moved != other
+
+
 def test_elsewhere_than_on_a_terminal_every_log_point_is_one_plain_line():
     said = io.StringIO()
     with Screen(Console(file=said, width=60), 100, 0, shown=True).open() as screen:
