@@ -8,7 +8,7 @@ the same noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +22,8 @@ from avgen.train.config import CheatingConfig
 from avgen.train.metrics import rounded
 from avgen.train.preference import Preference
 from avgen.train.run import Run
-from avgen.train.samples import Codecs, clip_of, generated
+from avgen.train.samples import Codecs, clip_of, generated, on_device, rows_of
+from avgen.train.validate import at_once, shared
 from avgen.types import Clip
 
 WINDOW_S = 0.02  # of the sound's envelope
@@ -51,6 +52,12 @@ class Traits:
             mean([motion_per_s(clip) for clip in clips if clip.video is not None and len(clip.video) > 1]),
             mean(apart),
         )
+
+    @classmethod
+    def over(cls, parts: Sequence[Traits]) -> Traits:
+        """Of several sets of as many clips together."""
+        values = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: mean([value for value in some if value is not None]) for name, some in values.items()})
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -113,31 +120,36 @@ def alarms(now: Traits, reference: Traits, limits: CheatingConfig) -> list[str]:
 
 
 class Watch:
-    """Looks at the averaged weights' clips every so often; every process makes the same ones."""
+    """Looks at the averaged weights' clips every so often; processes share them."""
 
     def __init__(self, run: Run, held_out: Source, codecs: Codecs | None) -> None:
         self.limits = run.config.preference.cheating if run.config.preference is not None else CheatingConfig(every=0)
         if self.limits.every and codecs is None:
             raise ValueError("preference.cheating needs the codecs of the latents: set preference.cheating.every=0")
         self.run, self.held_out, self.codecs = run, held_out, codecs
-        self.reference: Traits | None = None  # found at the first look: it follows from the seed alone
+        self.looked = False
+        self.reference: Traits | None = None  # on the first process, from the first look: it follows from the seed
 
     def due(self, step: int, last: bool) -> bool:
         return self.limits.every > 0 and (last or step % self.limits.every == 0)
 
     def look(self) -> tuple[dict[str, float], list[str]]:
-        """What to log, and the alarms."""
+        """What to log, and the alarms: on the first process; every process must call it."""
         run, objective = self.run, self.run.objective
         assert isinstance(objective, Preference)
-        with uncompiled():
-            if self.reference is None:
+        assert self.codecs is not None
+        with uncompiled(), on_device(self.codecs, run.model.device):
+            if not self.looked:
                 with objective.reference() as reference:
                     self.reference = self.traits(reference)
+                self.looked = True
             back = run.average.swapped(run.model)
             try:
                 now = self.traits(run.model)
             finally:
                 back()
+        if now is None or self.reference is None:
+            return {}, []
         found = alarms(now, self.reference, self.limits)
         line = {f"cheating/{name}": rounded(value) for name, value in vars(now).items() if value is not None}
         line |= {
@@ -147,17 +159,28 @@ class Watch:
         }
         return {**line, "cheating/alarms": float(len(found))}, found
 
-    def traits(self, model: AVTransformer) -> Traits:
+    def traits(self, model: AVTransformer) -> Traits | None:
+        """On the first process, of all clips."""
+        config, processes = self.run.config, self.run.processes
+        count = min(self.limits.prompts, config.validation_clips)
+        together = at_once(config, processes.readers, rows_of(config))
+        seen: dict[int, Traits] = {}
+        for prompts, counts in shared(count, processes.reader, processes.readers, max(1, together // TWINS)):
+            asked = [(prompt, twin) for prompt in prompts for twin in range(TWINS)]
+            made = [clip for i in range(0, len(asked), together) for clip in self.made(model, asked[i : i + together])]
+            if counts and processes.leads:
+                seen |= {p: Traits.of([made[TWINS * i : TWINS * (i + 1)]]) for i, p in enumerate(prompts)}
+        found = {p: traits for part in processes.collected(seen) for p, traits in part.items()}
+        return None if processes.rank else Traits.over([found[prompt] for prompt in range(count)])
+
+    def made(self, model: AVTransformer, asked: Sequence[tuple[int, int]]) -> list[Clip]:
+        """The twins that are asked for, each by its prompt and its number."""
         config, device = self.run.config, self.run.model.device
-        prompts = range(min(self.limits.prompts, config.validation_clips))
-        batch = self.held_out.batch([i for i in prompts for _ in range(TWINS)]).to(device)
+        batch = self.held_out.batch([prompt for prompt, _ in asked]).to(device)
         noise = {
-            m: torch.stack(
-                [gaussian(s.x.shape[1:], config.seed, f"{m} watch", i, t) for i in prompts for t in range(TWINS)]
-            ).to(device)
+            m: torch.stack([gaussian(s.x.shape[1:], config.seed, f"{m} watch", *one) for one in asked]).to(device)
             for m, s in batch.streams.items()
         }
         made = generated(model, batch, noise, config)
         assert self.codecs is not None
-        clips = [clip_of(batch, made, row, self.codecs) for row in range(batch.size)]
-        return Traits.of([clips[TWINS * i : TWINS * (i + 1)] for i in prompts])
+        return [clip_of(batch, made, row, self.codecs) for row in range(batch.size)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -56,7 +58,7 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     drawn: dict[int, Image.Image] = {}
     back = run.average.swapped(run.model)
     try:
-        with uncompiled():
+        with uncompiled(), on_device(codecs, run.model.device):
             together = at_once(run.config, processes.readers, rows_of(run.config))
             for numbers, counts in shared(len(wanted), processes.reader, processes.readers, together):
                 made = made_of(run, held_out, codecs, [wanted[i] for i in numbers])
@@ -125,6 +127,22 @@ def clip_of(batch: Batch, made: dict[str, Tensor], row: int, codecs: Codecs) -> 
 def real(stream: Stream, made: Tensor, row: int) -> Tensor:
     """(1, N, C) without padding."""
     return made[row : row + 1, stream.mask()[row]]
+
+
+@contextmanager
+def on_device(codecs: Codecs, device: torch.device) -> Iterator[None]:
+    """Codecs beside the model while clips are made, and back where they were.
+
+    A host takes minutes for a clip of a large decoder, whose weights would take memory from every training step.
+    """
+    moved = [(codec, device_of(codec)) for codec in codecs if isinstance(codec, nn.Module)]
+    try:
+        for codec, _ in moved:
+            codec.to(device)
+        yield
+    finally:
+        for codec, before in moved:
+            codec.to(before)
 
 
 def device_of(codec: VideoCodec | AudioCodec) -> torch.device:

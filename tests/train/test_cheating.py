@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 
 from avgen.sample.solvers import SolverConfig
-from avgen.train.cheating import Traits, alarms
+from avgen.train.cheating import Traits, Watch, alarms
 from avgen.train.config import CheatingConfig, LoraConfig, OptimizerConfig, PreferenceConfig, SamplesConfig
 from avgen.train.loop import train
+from avgen.train.parallel import Processes
+from avgen.train.run import prepare
 from avgen.types import Clip
 from tests.train.factory import Pixels, Waves
 from tests.train.pairs import Pairs, config, order
@@ -109,6 +111,44 @@ def test_a_reward_for_loudness_trips_the_alarm(tmp_path):
     assert line["cheating/alarms"] >= 1
     assert "alarm at step 60: against the reference, held-out clips have become" in said
     assert "dB louder" in said
+
+
+class Sharing(Processes):
+    """One of several processes, which run one after another: the first comes last."""
+
+    def collected(self, value):
+        BROUGHT.append(value)
+        return BROUGHT
+
+
+BROUGHT: list[dict] = []
+
+
+@pytest.mark.parametrize(("batch", "text"), [(12, 1.0), (6, 2.0), (48, 2.0)])
+def test_processes_share_the_clips(tmp_path, batch, text):
+    """Whatever fits at once: figures are those of one process."""
+    settings = config(
+        tmp_path,
+        batch=48,
+        preference=PreferenceConfig(cheating=CheatingConfig(prompts=4)),
+        samples=SamplesConfig(solver=SolverConfig(steps=2), text=text),
+    )
+    run = prepare(settings)
+    alone = Watch(run, Pairs(), (Pixels(), Faint())).traits(run.model)
+    run.config = replace(settings, batch=batch)
+    BROUGHT.clear()
+    calls = []
+    for rank in (2, 1, 0):
+        run.processes = Sharing(rank, 3, 1, None, None)
+        watch, made = Watch(run, Pairs(), (Pixels(), Faint())), []
+        watch.made = lambda model, asked, make=watch.made, made=made: made.append(asked) or make(model, asked)
+        together = watch.traits(run.model)
+        assert (together is None) == (rank > 0)
+        assert max(map(len, made)) * (1 if text == 1.0 else 2) <= max(2, batch // 3)
+        calls.append(len(made))
+    assert len(set(calls)) == 1  # a sharded model needs all of them
+    assert sorted(prompt for part in BROUGHT for prompt in part) == [0, 1, 2, 3]
+    assert vars(together) == pytest.approx(vars(alone), rel=1e-3)
 
 
 def test_without_codecs_the_watch_says_what_to_set(tmp_path):

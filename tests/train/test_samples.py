@@ -8,8 +8,10 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from avgen.data.media import probe
 from avgen.sample.solvers import SolverConfig
@@ -107,6 +109,31 @@ def test_no_more_rows_are_sampled_together_than_a_micro_batch_holds(tmp_path, te
         most.append(max(rows))
     assert most == ([3, 1] if text == 1.0 else [4, 2])
     assert np.abs(sheets[0] - sheets[1]).max() <= 1
+
+
+class Elsewhere(nn.Module):
+    """A codec whose weights lie on another device than the model, where it cannot decode."""
+
+    def __init__(self, codec):
+        super().__init__()
+        self.codec, self.geometry, self.fingerprint = codec, codec.geometry, codec.fingerprint
+        self.register_buffer("weight", torch.ones(1, device="meta"))
+
+    def to(self, device):
+        self.weight = torch.ones(1, device=device)
+        return self
+
+    def decode(self, latents):
+        assert self.weight.device == latents.device == torch.device("cpu")
+        return self.codec.decode(latents)
+
+
+def test_codecs_stand_beside_the_model_while_clips_are_made(tmp_path):
+    run = prepare(config(tmp_path, samples=OFTEN))
+    codecs = tuple(Elsewhere(codec) for codec in CODECS)
+    sheet = sample(run, Clips(), codecs)
+    assert {codec.weight.device.type for codec in codecs} == {"meta"}
+    assert np.array_equal(np.asarray(sheet), np.asarray(sample(run, Clips(), CODECS)))
 
 
 def test_what_a_kill_left_over_is_cleared_away(tmp_path):
