@@ -50,8 +50,8 @@ def train(
         raise ValueError(f"samples.every={config.samples.every} needs the codecs of the latents: set samples.every=0")
     held_before = record.held_bytes()
     run = prepare(config)
-    config = run.config
-    if run.step < config.steps or not (config.out / record.RECORD).exists():
+    config, first = run.config, run.step
+    if first < config.steps or not (config.out / record.RECORD).exists():
         record.begin(config, run.accelerator)  # of a run that is over, what was measured stays
     share = Share(config.batch, config.accumulate, run.processes.reader, run.processes.readers)
     if config.preference is not None and config.batch % (2 * share.ranks * share.accumulate):
@@ -60,12 +60,12 @@ def train(
             f"{config.batch} clips on {share.ranks} processes with accumulate={share.accumulate} would part winners "
             f"from losers: it must be a multiple of {2 * share.ranks * share.accumulate}",
         )
-    journal = Journal(config, run.accelerator, run.step)
-    screen = Screen(console, config.steps, run.step, run.accelerator.is_main_process)
+    journal = Journal(config, run.accelerator, first)
+    screen = Screen(console, config.steps, first, run.accelerator.is_main_process)
     with stop_on_signal(run), run.writer, journal.open(), screen.open():
         order = order or InTurn(config.batch)
         watch = Watch(run, held_out, codecs)
-        reading = read_steps(source, order, share, run.step, config.steps, config.data.workers)
+        reading = read_steps(source, order, share, first, config.steps, config.data.workers)
         run.meter.clear()
         save_due = stopping = False
         while run.step < config.steps and not stopping:
@@ -102,7 +102,7 @@ def train(
                     journal.write(run.step, line)
                     screen.alarm(run.step, alarms)
             screen.step(run.step)
-    if said := record.finish(config, run.accelerator, run.meter, held_before):
+    if said := record.finish(config, run.accelerator, run.meter, held_before, first):
         console.print(said, highlight=False)
     return run
 

@@ -82,13 +82,16 @@ def held_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def finish(config: TrainConfig, accelerator: Accelerator, meter: Meter, held_before: int) -> str:
-    """Predicted against measured, for people; the same goes into run.json. Empty where nothing was measured."""
+def finish(config: TrainConfig, accelerator: Accelerator, meter: Meter, held_before: int, first: int) -> str:
+    """Predicted against measured, for people; the same goes into run.json. Empty where nothing was measured.
+
+    Only of the steps after `first`: earlier ones may have been taken by another number of processes or machine.
+    """
     if not accelerator.is_main_process or not (config.out / METRICS).exists():
         return ""
     if config.preference is not None:  # a second forward pass, of the reference, that predictions do not know of
         return ""
-    lines = [line for line in read_metrics(config.out / METRICS) if "seconds" in line]
+    lines = [line for line in read_metrics(config.out / METRICS) if "seconds" in line and line["step"] > first]
     if not lines or not meter.shapes:
         return ""
     # the first line also holds what happens once: compilation, the first batch

@@ -44,6 +44,21 @@ def test_the_same_command_once_more_leaves_what_was_measured(tmp_path):
     assert (tmp_path / record.RECORD).read_text() == written
 
 
+def test_measured_is_what_was_measured_since_the_resume(tmp_path):
+    """The leg before may have run on another number of processes."""
+    train(config(tmp_path, steps=4), Clips(), Clips(), quiet())
+    slow = [
+        line | {name: 1e3 * line[name] for name in ("seconds", "memory_gib") if name in line}
+        for line in read_metrics(tmp_path / METRICS)
+    ]
+    (tmp_path / METRICS).write_text("".join(json.dumps(line) + "\n" for line in slow))
+    train(config(tmp_path, steps=8), Clips(), Clips(), quiet())
+    lines = [line for line in read_metrics(tmp_path / METRICS) if "seconds" in line and line["step"] > 5]
+    measured = json.loads((tmp_path / record.RECORD).read_text())["measured"]
+    assert measured["step_s"] == pytest.approx(np.mean([line["seconds"] for line in lines]), rel=1e-4)
+    assert measured["memory_gib"] < max(line["memory_gib"] for line in lines)
+
+
 def test_a_prediction_counts_every_micro_batch(tmp_path):
     """The same clips in one forward pass or in four cost the same work."""
     steps = []
