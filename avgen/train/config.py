@@ -513,6 +513,11 @@ class TrainConfig:
         return sorted({name for mix in (self.tasks, *(stage.tasks for stage in self.task_stages)) for name in mix})
 
     @property
+    def trains_all(self) -> bool:
+        """Whether every weight has a gradient, as costs count them."""
+        return self.lora is None and all(scale > 0 for scale in vars(self.optimizer.scale).values())
+
+    @property
     def settled(self) -> bool:
         """Whether every precision is said."""
         return "auto" not in (self.precision, self.optimizer.muon_precision)

@@ -193,7 +193,8 @@ class Meter:
             "steps_per_s": steps / seconds,
             "clips_per_s": clips / seconds,
             "tokens_per_s": float(counts.sum(0)[:2].sum()) / seconds,
-            "utilisation": flops / seconds / rate,
+            # what is frozen has no weights' gradients, which the cost counts: no figure is better than a flattering one
+            **({"utilisation": flops / seconds / rate} if self.config.trains_all else {}),
             "memory_gib": float(host[:, 4].max()) / 2**30,
             "waiting_share": float(host[:, 3].max()),
             "idle_clips": float(counts.sum(0)[2]) / clips,

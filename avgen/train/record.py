@@ -91,6 +91,8 @@ def finish(config: TrainConfig, accelerator: Accelerator, meter: Meter, held_bef
         return ""
     if config.preference is not None:  # a second forward pass, of the reference, that predictions do not know of
         return ""
+    if not config.trains_all:  # nor of weights without gradients
+        return ""
     lines = [line for line in read_metrics(config.out / METRICS) if "seconds" in line and line["step"] > first]
     if not lines or not meter.shapes:
         return ""

@@ -13,10 +13,11 @@ from avgen import command
 from avgen.config import build
 from avgen.models.cost import parameters
 from avgen.train import curves, record
-from avgen.train.config import TrainConfig
+from avgen.train.config import LoraConfig, OptimizerConfig, PartRates, TrainConfig
 from avgen.train.curves import CurvesConfig, draw, series, smoothed
 from avgen.train.loop import train
 from avgen.train.trackers import METRICS, read_metrics
+from tests.models.factory import model
 from tests.train.test_train import Clips, config, quiet
 
 
@@ -42,6 +43,20 @@ def test_the_same_command_once_more_leaves_what_was_measured(tmp_path):
     assert "measured" in json.loads(written)
     train(settings, Clips(), Clips(), quiet())
     assert (tmp_path / record.RECORD).read_text() == written
+
+
+@pytest.mark.parametrize("frozen", ["adapters", "part"])
+def test_costs_that_count_every_gradient_are_not_told_where_weights_are_frozen(tmp_path, frozen):
+    model().save_pretrained(tmp_path / "start")
+    changes = {
+        "adapters": {"start": tmp_path / "start", "lora": LoraConfig(rank=2)},
+        "part": {"optimizer": OptimizerConfig(scale=PartRates(video=0.0))},
+    }
+    train(config(tmp_path / "run", **changes[frozen]), Clips(), Clips(), quiet())
+    lines = [line for line in read_metrics(tmp_path / "run" / METRICS) if "seconds" in line]
+    assert lines
+    assert not any("utilisation" in line for line in lines)
+    assert "predicted" not in json.loads((tmp_path / "run" / record.RECORD).read_text())
 
 
 def test_measured_is_what_was_measured_since_the_resume(tmp_path):
