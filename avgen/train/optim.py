@@ -27,9 +27,9 @@ class Optimizers:
         muon = [name for name, p in self.named.items() if config.kind == "muon" and inside_block(name, p)]
         adamw = [name for name in self.named if name not in set(muon)]
         fused = self.named[next(iter(self.named))].device.type in ("cpu", "cuda")
-        about = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay, "fused": fused}
+        about: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
         found: list[tuple[str, Optimizer]] = [
-            (name, torch.optim.AdamW(groups, **about))
+            (name, torch.optim.AdamW(groups, fused=fused, **about))
             for name, groups in self.groups(adamw, config.lr, config.scale).items()
         ]
         found += [
