@@ -68,12 +68,13 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     finally:
         back()
     found = {i: image for part in processes.collected(drawn) for i, image in part.items()}
-    if processes.rank:
-        return None
-    sheet = stacked([found[i] for i in range(len(wanted))])
-    sheet.save(draft / "sheet.png", optimize=True)
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
+    sheet = None
+    if processes.rank == 0:
+        sheet = stacked([found[i] for i in range(len(wanted))])
+        sheet.save(draft / "sheet.png", optimize=True)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+    processes.agreed("nobody goes on before the folder has its name")
     return sheet
 
 
