@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from avgen.data.media import probe, read_clip, write_clip
+from avgen.data.media import MediaError, probe, read_clip, write_clip
 from avgen.sample.inputs import whole
 from avgen.sample.pipeline import Made
 from avgen.types import Clip
@@ -30,29 +31,40 @@ def write_made(path: Path, made: Made, comment: str) -> str:
         write_clip(path, made.clip, comment=comment)
         return ""
     kind = "picture" if picture_given else "sound"
-    obstacle = why_not_copied(source, kind, made.clip)
     clip = made.clip
-    if obstacle:  # at least at the file's own size and rate
-        if kind == "picture":
-            own = read_clip(source, 0, clip.video_duration_s, video=True, audio=False).clip
-            clip = replace(clip, video=own.video, fps=own.fps)
-        else:
-            own = read_clip(
-                source, 0, clip.audio_duration_s, video=False, audio=True, channels=channels_of(source)
-            ).clip
-            clip = replace(clip, audio=own.audio, sample_rate_hz=own.sample_rate_hz)
-        write_clip(path, clip, comment=comment)
-        return f"{kind} of {source} encoded anew: {obstacle}"
+    obstacle = why_not_copied(source, kind, clip) or copied(path, clip, source, kind, comment)
+    if not obstacle:
+        return f"{kind} of {source} copied bit for bit"
+    # at least at the file's own size and rate
+    if kind == "picture":
+        own = read_clip(source, 0, clip.video_duration_s, video=True, audio=False).clip
+        clip = replace(clip, video=own.video, fps=own.fps)
+    else:
+        own = read_clip(source, 0, clip.audio_duration_s, video=False, audio=True, channels=channels_of(source)).clip
+        clip = replace(clip, audio=own.audio, sample_rate_hz=own.sample_rate_hz)
+    write_clip(path, clip, comment=comment)
+    return f"{kind} of {source} encoded anew: {obstacle}"
+
+
+def copied(path: Path, clip: Clip, source: Path, kind: str, comment: str) -> str:
+    """Write the clip with the stream's packets; "", or why FFmpeg would not have them: only it knows all its rules."""
+    import av
+
     partial = path.with_name(f".{path.stem}.{os.getpid()}.made{path.suffix}")
     try:
         rest = (
             replace(clip, video=None, fps=None) if kind == "picture" else replace(clip, audio=None, sample_rate_hz=None)
         )
         write_clip(partial, rest, comment=comment)
-        join(source, kind, partial, path, comment)
+        try:
+            join(source, kind, partial, path, comment)
+        except MediaError as error:
+            return str(error)
+        except av.FFmpegError as error:
+            return f"an mp4 does not take its packets ({error.strerror})"
     finally:
         partial.unlink(missing_ok=True)
-    return f"{kind} of {source} copied bit for bit"
+    return ""
 
 
 def why_not_copied(source: Path, kind: str, clip: Clip) -> str:
@@ -95,6 +107,7 @@ def join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
 def _join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None:
     import av
 
+    packets: list[tuple[Fraction, int, Any]] = []
     # file:, or what stands before a colon in a name is taken for a protocol
     with (
         av.open(f"file:{source}") as given,
@@ -107,11 +120,28 @@ def _join(source: Path, kind: str, other: Path, out: Path, comment: str) -> None
         order = [copied, ours] if kind == "picture" else [ours, copied]
         # opaque: the template is that of a decoder, and not every decoder has an encoder of its name
         streams = {id(s): target.add_stream_from_template(s, opaque=s is copied) for s in order}
-        packets = []
         for container, stream in ((given, copied), (made, ours)):
-            for packet in container.demux(stream):
-                if packet.dts is not None:
-                    packets.append((packet.dts * Fraction(stream.time_base or 0), id(stream), packet))
+            path = source if container is given else other
+            packets += [(p.dts * Fraction(p.time_base), id(stream), p) for p in timed(container, stream, path)]
         for _, key, packet in sorted(packets, key=lambda p: p[0]):
             packet.stream = streams[key]
             target.mux(packet)
+
+
+def timed(container: Any, stream: Any, path: Path) -> list[Any]:
+    """All of the stream's packets, each with the times that a muxer needs.
+
+    Matroska keeps no decoding times: FFmpeg works them out, but not of the first packets where frames are reordered.
+    Those are decoded one after the other before the first that is known.
+    """
+    packets = [packet for packet in container.demux(stream) if packet.size]  # the last is empty: it flushes decoders
+    known = next((i for i, packet in enumerate(packets) if packet.dts is not None), None)
+    if known is None or any(packet.pts is None or packet.dts is None for packet in packets[known:]):
+        raise MediaError(f"{path}: its packets do not say when they are decoded and shown")
+    at = packets[known].dts
+    for packet in reversed(packets[:known]):
+        at -= packet.duration or 0
+        if not packet.duration or packet.pts is None or packet.pts < at:
+            raise MediaError(f"{path}: its first packets do not say when they are decoded")
+        packet.dts = at
+    return packets

@@ -163,6 +163,58 @@ def test_what_is_copied_is_known_by_its_codec_not_by_its_decoder(pipe, tmp_path,
     assert packets(tmp_path / "out.mp4", kind) == packets(source, kind)
 
 
+def coded(path, encoder, frames=None, wave=None, rate=25, **options):
+    """A file of one stream by any encoder of FFmpeg's, in the container that its name says."""
+    try:
+        av.Codec(encoder, "w")
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip(f"this FFmpeg has no {encoder}")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(encoder, rate=rate, options=options)
+        if wave is None:
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            parts = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in frames]
+        else:
+            parts = [av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")]
+            parts[0].sample_rate = rate
+        for part in [*parts, None]:
+            out.mux(stream.encode(part))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        ("libx264", {"x264-params": "bframes=2:b-adapt=0:scenecut=0"}),
+        ("libx265", {"x265-params": "bframes=3:b-adapt=0:log-level=none"}),
+    ],
+)
+def test_reordered_frames_of_matroska_are_copied_from_the_first(pipe, tmp_path, encoder, options):
+    """It keeps no decoding times, and FFmpeg finds none for the first packets: one of them is the only keyframe."""
+    frames = clip(1.0, 25.0, 48, 64).video
+    source = coded(tmp_path / "in.mkv", encoder, frames, **options)
+    with av.open(str(source)) as container:
+        assert [p.dts for p in container.demux(video=0)][0] is None
+    made = pipe(task="v2a", video=source, method=QUICK)[0]
+    assert "bit for bit" in write_made(tmp_path / "out.mp4", made, "")
+    assert len(packets(tmp_path / "out.mp4", "video")) == len(frames)
+    ours, theirs = (read_clip(p, 0, 1.0, video=True, audio=False) for p in (tmp_path / "out.mp4", source))
+    assert ours.complete
+    assert np.array_equal(ours.clip.video, theirs.clip.video)
+
+
+def test_what_the_muxer_refuses_is_encoded_anew_and_that_is_said(pipe, tmp_path):
+    wave = clip(rate_hz=8000).audio
+    source = coded(tmp_path / "in.mkv", "libmp3lame", wave=wave, rate=8000)
+    made = pipe(task="a2v", audio=source, duration_s=1.15, method=QUICK)[0]
+    assert "encoded anew: an mp4 does not take its packets" in write_made(tmp_path / "out.mp4", made, "")
+    back = read_clip(tmp_path / "out.mp4").clip
+    assert back.audio_duration_s == pytest.approx(made.clip.audio_duration_s, abs=0.01)
+    assert np.abs(back.audio).max() > 0.2
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
 def test_a_video_without_sound_stays_without_in_any_company(pipe, tmp_path):
     given, form = files(tmp_path), pipe.trained_form
     edit = Edit(remake="video")
