@@ -71,6 +71,11 @@ class Request:
     audio: Path | None = None
     seed: int = 0
 
+    @property
+    def name(self) -> str:
+        """Of its file, without suffix."""
+        return f"{self.id}_s{self.seed}"
+
     def check(self, task: str) -> None:
         """Refuse what the task does not need and miss what it does, before anything is loaded."""
         if task not in FILES:

@@ -32,6 +32,7 @@ from avgen.sample.write import suffix, write_made
 MANIFEST = "manifest.jsonl"
 SCHEMA = 1
 FILE_KINDS = ("image", "video", "audio")
+SUFFIXES = (".mp4", ".m4a")
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,59 @@ def requests_of(config: SampleConfig) -> list[Request]:
     rows = [base] if config.prompts is None else read_requests(config.prompts, base)
     for row in rows:
         row.check(config.task)
-    named = [replace(r, id=r.id or (f"{i:05d}" if config.prompts else config.task)) for i, r in enumerate(rows)]
+    unnamed = {f"{i:05d}" for i, row in enumerate(rows) if not row.id} if config.prompts else set()
+    named = [
+        replace(r, id=r.id or (f"{i:05d}" if config.prompts else id_of(config.task, r))) for i, r in enumerate(rows)
+    ]
     counted = Counter(r.id for r in named)
     if (twice := next((name for name, count in counted.items() if count > 1), None)) is not None:
         raise ValueError(
             f"prompts={config.prompts}: the id {twice!r} is also what a row without one is called by its number; "
             "give every row an id, or none"
         )
-    return [replace(r, seed=r.seed + i) for r in named for i in range(config.samples)]
+    found = [replace(r, seed=r.seed + i) for r in named for i in range(config.samples)]
+    refuse_own_output(config.out, found)
+    if unnamed:
+        refuse_replacing(config, [r for r in found if r.id in unnamed])
+    return found
+
+
+def id_of(task: str, request: Request) -> str:
+    """Of a single request: another prompt or other files are another clip, beside the first."""
+    return f"{task}_{hashlib.sha256(json.dumps(asked(request), sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def asked(request: Request) -> dict[str, str]:
+    """The prompt and the files, which are the same whatever folder they are named from."""
+    files = {kind: str(path.resolve()) for kind in FILE_KINDS if (path := getattr(request, kind)) is not None}
+    return {"prompt": request.prompt, **files}
+
+
+def asked_then(line: dict[str, Any]) -> dict[str, str]:
+    """`asked`, of a line of the manifest."""
+    return asked(Request(line["prompt"], **{kind: Path(line[kind]) for kind in FILE_KINDS if kind in line}))
+
+
+def refuse_own_output(out: Path, requests: Sequence[Request]) -> None:
+    written = {(out / f"{request.name}{end}").resolve() for request in requests for end in SUFFIXES}
+    for request in requests:
+        for kind in FILE_KINDS:
+            path = getattr(request, kind)
+            if path is not None and path.resolve() in written:
+                raise ValueError(f"{kind}={path} is what this command would write: give another out, or another id")
+
+
+def refuse_replacing(config: SampleConfig, requests: Sequence[Request]) -> None:
+    """A row's number says nothing of what was asked for: rows of another file, or moved ones, have the same."""
+    known = {line["name"]: line for line in read_manifest(config.out) if (config.out / line["file"]).is_file()}
+    for request in requests:
+        line = known.get(request.name)
+        if line is not None and (line["task"], asked_then(line)) != (config.task, asked(request)):
+            raise ValueError(
+                f"out={config.out} holds {line['file']}, made for another row"
+                f" ({line['task']}, {line['prompt'][:40]!r}): give another out,"
+                f" or give the rows of prompts={config.prompts} ids"
+            )
 
 
 def jobs_of(config: SampleConfig, pipeline: AVPipeline, requests: Sequence[Request]) -> list[Job]:
@@ -68,7 +114,7 @@ def jobs_of(config: SampleConfig, pipeline: AVPipeline, requests: Sequence[Reque
         decides = [pipeline.fingerprint, config.task, asdict(form), to_plain(config.method), described(request)]
         files = [[p.stat().st_size, p.stat().st_mtime_ns] for n in FILE_KINDS if (p := getattr(request, n)) is not None]
         key = hashlib.sha256(json.dumps([decides, files], sort_keys=True).encode()).hexdigest()[:16]
-        made.append(Job(request, form, f"{request.id}_s{request.seed}", key))
+        made.append(Job(request, form, request.name, key))
     return made
 
 
@@ -77,6 +123,8 @@ def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console
     state = this_process()
     config.out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
+        for note in replaced(config.out, jobs):
+            console.print(note, highlight=False, markup=False)
         tidy(config.out, jobs)
     state.wait_for_everyone()
     done = {line["name"] for line in read_manifest(config.out)}
@@ -108,6 +156,15 @@ def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console
                 bar.advance(clips)
     state.wait_for_everyone()
     return len(mine)
+
+
+def replaced(out: Path, jobs: Sequence[Job]) -> Iterator[str]:
+    """What to say of clips that give way to others of the same id: nobody shall think that they are still there."""
+    known = {line["name"]: line for line in read_manifest(out)}
+    for job in jobs:
+        line = known.get(job.name)
+        if line is not None and asked_then(line) != asked(job.request):
+            yield f"{line['file']} was made for {line['prompt'][:40]!r} or other files, and is replaced"
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:

@@ -52,7 +52,8 @@ class Studio:
         given: dict[str, Any] = {
             name: self.keep(path) for name in FILE_KINDS if (path := getattr(request, name)) is not None
         }
-        (job,) = jobs_of(config, self.pipeline, [replace(request, **given)])
+        # its id says where the upload lay, which is elsewhere each time
+        (job,) = jobs_of(config, self.pipeline, [replace(request, id=config.task, **given)])
         if job.form.duration_s > self.longest_s:
             raise ValueError(
                 f"duration_s={job.form.duration_s:g} is more than the {self.longest_s:g} s this page makes;"

@@ -77,6 +77,10 @@ def test_what_people_give_is_kept_and_told_apart(pipe, asked, tmp_path):
     kept = Path(json.loads(shown.line.read_text())["video"])
     assert kept.read_bytes() == video.read_bytes()
     assert kept.is_relative_to(asked.out)
+    again = tmp_path / "upload" / video.name  # a browser's upload lies elsewhere each time
+    again.parent.mkdir()
+    again.write_bytes(video.read_bytes())
+    assert studio.make(replace(asked, task="v2a", video=again)) == shown
     video.write_bytes(b"another")
     assert studio.keep(video) != kept
     video.unlink()

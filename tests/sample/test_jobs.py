@@ -70,6 +70,59 @@ def test_a_job_says_of_each_clip_what_made_it_and_does_not_make_it_again(model, 
     assert {line["solver"]["steps"] for line in read_manifest(tmp_path / "out")} == {2}
 
 
+def names(out):
+    return {line["prompt"]: line["file"] for line in read_manifest(out)}
+
+
+def test_another_prompt_is_another_clip_beside_the_first(model, tmp_path, capsys):
+    words = ["sample", f"model={model}", f"out={tmp_path / 'out'}", *QUICK]
+    for prompt in ("A", "B", "A"):
+        assert main([*words, f"prompt={prompt}"]) == 0
+    assert "1 of 1 clips are there already" in capsys.readouterr().out
+    found = names(tmp_path / "out")
+    assert set(found) == {"A", "B"}
+    assert all((tmp_path / "out" / name).is_file() for name in found.values())
+    # the clip made before is an input like any other: what goes on from it lies beside it
+    files(tmp_path)
+    for source in (tmp_path / "in.mp4", tmp_path / "out" / found["A"]):
+        assert main([*words, "task=extend", f"video={source}", "duration_s=1.5"]) == 0
+    assert len(list((tmp_path / "out").glob("extend_*_s0.mp4"))) == 2
+
+
+def test_a_clip_is_not_made_over_its_own_input(model, tmp_path, capsys):
+    files(tmp_path)
+    (tmp_path / "in.mp4").rename(tmp_path / "a_s0.mp4")
+    before = (tmp_path / "a_s0.mp4").read_bytes()
+    (tmp_path / "p.csv").write_text("id,video\na,a_s0.mp4\n")
+    words = ["sample", f"model={model}", f"prompts={tmp_path / 'p.csv'}", "task=extend", "duration_s=2", *QUICK]
+    assert main([*words, f"out={tmp_path}"]) == 2
+    assert "is what this command would write: give another out, or another id" in capsys.readouterr().err
+    assert (tmp_path / "a_s0.mp4").read_bytes() == before
+
+
+def test_rows_without_ids_do_not_replace_those_of_another_file(model, tmp_path, capsys):
+    words = ["sample", f"model={model}", f"out={tmp_path / 'out'}", *QUICK]
+    (tmp_path / "one.txt").write_text("A\nB\n")
+    (tmp_path / "other.txt").write_text("A\nC\n")
+    assert main([*words, f"prompts={tmp_path / 'one.txt'}"]) == 0
+    assert main([*words, f"prompts={tmp_path / 'other.txt'}"]) == 2
+    assert "holds 00001_s0.mp4, made for another row (t2av, 'B'): give another out" in capsys.readouterr().err
+    assert set(names(tmp_path / "out")) == {"A", "B"}
+    # more of the same file goes on
+    (tmp_path / "one.txt").write_text("A\nB\nC\n")
+    assert main([*words, f"prompts={tmp_path / 'one.txt'}"]) == 0
+    assert "2 of 3 clips are there already" in capsys.readouterr().out
+
+
+def test_an_id_names_its_clip_whatever_is_asked_of_it_and_that_is_said(model, tmp_path, capsys):
+    words = ["sample", f"model={model}", f"out={tmp_path / 'out'}", f"prompts={tmp_path / 'p.csv'}", *QUICK]
+    for prompt in ("A", "B"):
+        (tmp_path / "p.csv").write_text(f"prompt,id\n{prompt},x\n")
+        assert main(words) == 0
+    assert "x_s0.mp4 was made for 'A' or other files, and is replaced" in capsys.readouterr().out
+    assert names(tmp_path / "out") == {"B": "x_s0.mp4"}
+
+
 @pytest.mark.slow
 def test_killed_at_random_instants_a_job_of_100_yields_each_clip_once_and_whole(model, tmp_path):
     # a process of its own for what is killed, this one's memory for what starts soon: fork costs no imports

@@ -195,7 +195,7 @@ def test_reordered_frames_of_matroska_are_copied_from_the_first(pipe, tmp_path, 
     frames = clip(1.0, 25.0, 48, 64).video
     source = coded(tmp_path / "in.mkv", encoder, frames, **options)
     with av.open(str(source)) as container:
-        assert [p.dts for p in container.demux(video=0)][0] is None
+        assert next(p.dts for p in container.demux(video=0)) is None
     made = pipe(task="v2a", video=source, method=QUICK)[0]
     assert "bit for bit" in write_made(tmp_path / "out.mp4", made, "")
     assert len(packets(tmp_path / "out.mp4", "video")) == len(frames)
