@@ -2,6 +2,7 @@
 
 A clip is done when its file has its name and manifest.jsonl its line. The file is written under another name and
 renamed, then the line is appended: a kill at any instant leaves at worst a clip without a line, which is made again.
+A clip that was made otherwise keeps its line until another takes its place; a line before the new file takes it back.
 """
 
 from __future__ import annotations
@@ -127,12 +128,14 @@ def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console
             console.print(note, highlight=False, markup=False)
         tidy(config.out, jobs)
     state.wait_for_everyone()
-    done = {line["name"] for line in read_manifest(config.out)}
+    there = {line["name"]: line.get("key") for line in read_manifest(config.out)}
     # nobody appends before everybody has read
     state.wait_for_everyone()
-    missing = [job for job in jobs if job.name not in done]
-    if state.is_main_process and done:
+    missing = [job for job in jobs if there.get(job.name) != job.key]
+    if state.is_main_process and there:
         console.print(f"{len(jobs) - len(missing)} of {len(jobs)} clips are there already")
+        if otherwise := sum(job.name in there for job in missing):
+            console.print(f"made by another model or with other settings, and made anew: {otherwise}")
     mine = missing[state.process_index :: state.num_processes]
     columns = (
         TextColumn("{task.description}"),
@@ -152,9 +155,11 @@ def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console
             )
             seconds = (time.perf_counter() - began) / len(group)
             for job, clip in zip(group, made, strict=True):
-                say(console, finish(config.out, job, clip, seconds), clip)
+                say(console, finish(config.out, job, clip, seconds, replaces=job.name in there), clip)
                 bar.advance(clips)
     state.wait_for_everyone()
+    if state.is_main_process:
+        tidy(config.out, jobs)
     return len(mine)
 
 
@@ -175,12 +180,14 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
             yield rest[first : first + size]
 
 
-def finish(out: Path, job: Job, made: Made, seconds: float) -> dict[str, Any]:
-    """The clip's file, then its line."""
+def finish(out: Path, job: Job, made: Made, seconds: float, replaces: bool = False) -> dict[str, Any]:
+    """The clip's file, then its line; before both what takes back the line of a clip whose place it takes."""
     name = job.name + suffix(made)
     record = {**made.record, "key": job.key}
     began = time.perf_counter()
     notes = list(made.given.notes)
+    if replaces:
+        append_line(out / MANIFEST, {"schema": SCHEMA, "name": job.name, "seed": job.request.seed, "replaced": True})
     copied = write_made(out / name, made, json.dumps(record))
     line = {
         "schema": SCHEMA,
@@ -204,24 +211,33 @@ def say(console: Console, line: dict[str, Any], made: Made) -> None:
 
 
 def read_manifest(out: Path) -> list[dict[str, Any]]:
-    """The lines of whole clips."""
-    return whole_lines(out / MANIFEST)
+    """The lines of whole clips; of each clip the last one, which speaks of the file that is there."""
+    found: dict[Any, dict[str, Any]] = {}
+    for line in whole_lines(out / MANIFEST):
+        which = (line.get("name", line.get("file")), line.get("seed"))
+        if line.get("replaced"):
+            found.pop(which, None)
+        else:
+            found[which] = line
+    return list(found.values())
 
 
 def tidy(out: Path, jobs: Sequence[Job]) -> None:
-    """Drop lines whose clip is not whole or is to be made otherwise now, and what a kill left over."""
-    wanted = {job.name: job.key for job in jobs}
+    """Drop lines whose clip is not whole or has given way to another, and what a kill left over.
+
+    A clip that is to be made otherwise now is whole: who stops the job finds it with its line, and need not make it.
+    """
     kept = {}
     for line in read_manifest(out):
         file = out / line["file"]
-        whole = file.is_file() and file.stat().st_size == line["bytes"]
-        if whole and wanted.get(line["name"], line["key"]) == line["key"]:
+        if file.is_file() and file.stat().st_size == line["bytes"]:
             kept[line["name"]] = line
     draft = out / f".{MANIFEST}.part"
     draft.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
     draft.replace(out / MANIFEST)
+    names = {job.name for job in jobs}
     for left in list(out.iterdir()):  # one look at the folder, however many jobs
-        if left.name.startswith(".") and _drafted(left.name) in wanted:
+        if left.name.startswith(".") and _drafted(left.name) in names:
             left.unlink(missing_ok=True)
 
 

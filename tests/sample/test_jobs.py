@@ -18,6 +18,8 @@ import torch
 
 from avgen.__main__ import main
 from avgen.data.media import read_clip
+from avgen.lines import whole_lines
+from avgen.sample import jobs
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import Request, read_requests
 from avgen.sample.jobs import Job, read_manifest, requests_of, tidy
@@ -42,7 +44,7 @@ def prompts(folder, count):
 
 
 def check_whole(out, count):
-    lines = read_manifest(out)
+    lines = whole_lines(out / "manifest.jsonl")
     assert sorted(line["name"] for line in lines) == sorted({f"{i:05d}_s0" for i in range(count)})
     for line in lines:
         assert read_clip(out / line["file"]).clip.video.shape == (4, 16, 16, 3)
@@ -121,6 +123,50 @@ def test_an_id_names_its_clip_whatever_is_asked_of_it_and_that_is_said(model, tm
         assert main(words) == 0
     assert "x_s0.mp4 was made for 'A' or other files, and is replaced" in capsys.readouterr().out
     assert names(tmp_path / "out") == {"B": "x_s0.mp4"}
+
+
+def stopped(monkeypatch, words, after, name, when=lambda line: True):
+    """The command, stopped in the call of jobs.`name` that follows `after` calls."""
+    calls, real = [], getattr(jobs, name)
+
+    def call(*args, **kwargs):
+        if when(args[-1]):
+            calls.append(name)
+            if len(calls) > after:
+                raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, name, call)
+        assert main(words) == 130
+
+
+def test_a_job_begun_with_other_settings_and_stopped_costs_the_clips_it_replaced(model, tmp_path, monkeypatch, capsys):
+    words = ["sample", f"model={model}", f"prompts={prompts(tmp_path, 4)}", f"out={tmp_path / 'out'}", *QUICK]
+    assert main(words) == 0
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.mp4")}
+    stopped(monkeypatch, [*words, "solver.steps=2", "batch=1"], 1, "finish")
+    assert "made by another model or with other settings, and made anew: 4" in capsys.readouterr().out
+    assert sorted(line["solver"]["steps"] for line in read_manifest(tmp_path / "out")) == [1, 1, 1, 2]
+    assert main(words) == 0
+    assert "3 of 4 clips are there already" in capsys.readouterr().out
+    check_whole(tmp_path / "out", 4)
+    assert {line["solver"]["steps"] for line in read_manifest(tmp_path / "out")} == {1}
+    assert [p.name for p, at in times.items() if p.stat().st_mtime_ns != at] == ["00000_s0.mp4"]
+
+
+def test_a_clip_whose_place_another_took_is_not_taken_for_it(model, tmp_path, monkeypatch, capsys):
+    """Killed between the file and its line: the line that is left is the old clip's, whose size may be the same."""
+    words = ["sample", f"model={model}", f"prompts={prompts(tmp_path, 1)}", f"out={tmp_path / 'out'}", *QUICK]
+    assert main(words) == 0
+    file = tmp_path / "out" / "00000_s0.mp4"
+    before = file.read_bytes()
+    stopped(monkeypatch, [*words, "solver.steps=2"], 0, "append_line", when=lambda line: "file" in line)
+    assert file.read_bytes() != before
+    file.write_bytes(bytes(len(before)))
+    assert read_manifest(tmp_path / "out") == []
+    assert main(words) == 0
+    check_whole(tmp_path / "out", 1)
 
 
 @pytest.mark.slow
@@ -272,7 +318,7 @@ def test_bad_input_ends_with_2_and_one_line(model, tmp_path, capsys):
 
 def test_what_a_kill_left_is_cleared_in_one_look_at_the_folder(tmp_path, monkeypatch):
     """A draft, and the draft of a stream to which another is then joined; other people's files stay."""
-    jobs = [Job(Request("a"), None, f"{i:05d}_s0", "key") for i in range(200)]
+    wanted = [Job(Request("a"), None, f"{i:05d}_s0", "key") for i in range(200)]
     left = [
         ".00000_s0.7.partial.mp4",
         ".00001_s0.7.made.mp4",
@@ -285,7 +331,7 @@ def test_what_a_kill_left_is_cleared_in_one_look_at_the_folder(tmp_path, monkeyp
     looks, scandir = [], os.scandir
     monkeypatch.setattr(os, "scandir", lambda *a: looks.append(a) or scandir(*a))
     monkeypatch.setattr(os, "listdir", lambda *a, listdir=os.listdir: looks.append(a) or listdir(*a))
-    tidy(tmp_path, jobs)
+    tidy(tmp_path, wanted)
     assert len(looks) <= 2
     assert {p.name for p in tmp_path.iterdir()} == {*others, "manifest.jsonl"}
 
