@@ -1,8 +1,8 @@
 """Inputs as people have them, brought to the form of the clip to be made by rules that are said aloud.
 
 Time: a file is taken from its start; what is longer than the clip is cut, what is shorter is held (picture) or
-silent (sound). Picture: the frame on screen in the middle of each of the clip's frames, scaled and cropped to fill
-the clip's size. Sound: resampled and mixed to the codec's rate and channels.
+silent (sound), unless the clip is to go on from it. Picture: the frame on screen in the middle of each of the clip's
+frames, scaled and cropped to fill the clip's size. Sound: resampled and mixed to the codec's rate and channels.
 """
 
 from __future__ import annotations
@@ -158,10 +158,10 @@ def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, ed
     if request.image is not None:
         frames = np.repeat(fitted(read_image(request.image), form, request.image, notes)[None], form.frames, axis=0)
     if request.video is not None:
-        frames, real[0] = read_picture(request.video, form, notes)
+        frames, real[0] = read_picture(request.video, form, notes, goes_on=task == "extend")
     source = request.audio or (request.video if task in ("extend", "inpaint") else None)
     if source is not None and (request.audio is not None or probe(source).audio is not None):
-        wave, real[1] = read_sound(source, form, sound, notes)
+        wave, real[1] = read_sound(source, form, sound, notes, goes_on=task == "extend")
     exact = NAMED[task] if task in NAMED else made_exact(task, form, edit, frames, wave, real)
     return GivenMedia(exact, frames, wave, tuple(notes), (real[0], real[1]))
 
@@ -172,7 +172,7 @@ def made_exact(
     if task == "extend":
         for what, seconds in zip(("picture", "sound"), real_s, strict=True):
             if seconds >= form.duration_s:
-                raise ValueError(
+                raise MediaError(
                     f"task=extend: the {what} given is {seconds:g} s long and duration_s={form.duration_s:g} leaves"
                     " nothing to add: ask for more"
                 )
@@ -192,7 +192,7 @@ def made_exact(
     return exact
 
 
-def read_picture(path: Path, form: Form, notes: list[str]) -> tuple[np.ndarray, float]:
+def read_picture(path: Path, form: Form, notes: list[str], goes_on: bool = False) -> tuple[np.ndarray, float]:
     info = probe(path)
     if info.video is None:
         raise MediaError(f"{path}: has no picture")
@@ -202,12 +202,14 @@ def read_picture(path: Path, form: Form, notes: list[str]) -> tuple[np.ndarray, 
     notes.append(
         f"{path}: picture {info.video.width}x{info.video.height} at {float(info.video.fps):.4g} fps,"
         f" {length:.4g} s -> {form.width}x{form.height} at {form.fps:g} fps, {form.duration_s:g} s"
-        + _trimmed(length, form)
+        + _trimmed(length, form, real_s if goes_on else None)
     )
     return window.clip.video, told_s(real_s, length, form)
 
 
-def read_sound(path: Path, form: Form, sound: AudioGeometry, notes: list[str]) -> tuple[np.ndarray, float]:
+def read_sound(
+    path: Path, form: Form, sound: AudioGeometry, notes: list[str], goes_on: bool = False
+) -> tuple[np.ndarray, float]:
     info = probe(path)
     if info.audio is None:
         raise MediaError(f"{path}: has no sound")
@@ -217,11 +219,13 @@ def read_sound(path: Path, form: Form, sound: AudioGeometry, notes: list[str]) -
     )
     assert window.clip.audio is not None
     wave, length = window.clip.audio[:, : form.samples(rate)], info.end_of(info.audio)
+    real_s = end_of(window.audio_real) / rate
     notes.append(
         f"{path}: sound at {info.audio.sample_rate_hz} Hz, {length:.4g} s -> {rate} Hz,"
-        f" {form.duration_s:g} s{_trimmed(length, form)}{'' if wave.any() else '; it is silent throughout'}"
+        f" {form.duration_s:g} s{_trimmed(length, form, real_s if goes_on else None)}"
+        + ("" if wave.any() else "; it is silent throughout")
     )
-    return wave, told_s(end_of(window.audio_real) / rate, length, form)
+    return wave, told_s(real_s, length, form)
 
 
 def told_s(real_s: float, length_s: float, form: Form) -> float:
@@ -234,9 +238,11 @@ def end_of(real: Sequence[tuple[int, int]]) -> int:
     return max((last for _, last in real), default=0)
 
 
-def _trimmed(length_s: float, form: Form) -> str:
+def _trimmed(length_s: float, form: Form, goes_on_s: float | None) -> str:
     if length_s > form.duration_s + 0.5 / form.fps:
         return f"; the last {length_s - form.duration_s:.3g} s are left out"
+    if goes_on_s is not None:
+        return f"; given until {goes_on_s:.4g} s, the rest is made"
     if length_s < form.duration_s - 0.5 / form.fps:
         return f"; {form.duration_s - length_s:.3g} s are added (picture held, sound silent)"
     return ""

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from avgen.config import to_plain
+from avgen.data.media import MediaError
 from avgen.models.attention import choose
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
@@ -24,7 +25,7 @@ from avgen.sample.inputs import Form, GivenMedia, Request, length_of, read_given
 from avgen.sample.method import DEFAULT, Method
 from avgen.sample.restore import restored
 from avgen.sample.windows import generate_long
-from avgen.tasks import V2A, Task, assign
+from avgen.tasks import SLACK, V2A, Task, assign
 from avgen.types import Batch, Clip, Stream, Text
 
 
@@ -174,9 +175,25 @@ class AVPipeline(DiffusionPipeline):
         after_step: Callable[[int, int], None] = lambda done, of: None,
     ) -> list[Made]:
         """The requests' clips, in one batch; all of one task and form."""
-        given = [read_given(r, task, form, self.audio_codec.geometry, method.edit) for r in requests]
-        given = [replace(g, notes=g.notes + self.cut(r.prompt)) for g, r in zip(given, requests, strict=True)]
+        given = [self.read(request, task, form, method) for request in requests]
         return self.make_from(requests, given, form, method, after_step)
+
+    def read(self, request: Request, task: str, form: Form, method: Method = DEFAULT) -> GivenMedia:
+        """The request's files in the form; refused where they give the model nothing to go on from."""
+        given = read_given(request, task, form, self.audio_codec.geometry, method.edit)
+        if task == "extend":
+            sound = self.audio_codec.geometry
+            for what, media, real_s, grid, rate in (
+                ("picture", given.frames, given.real_s[0], self.video_codec.geometry.time, form.fps),
+                ("sound", given.wave, given.real_s[1], sound.time, sound.sample_rate_hz),
+            ):
+                first_s = (grid.first - grid.delay) / rate
+                if media is not None and real_s < first_s - SLACK:
+                    raise MediaError(
+                        f"task=extend: the {what} given is {real_s:.3g} s long, and the model's first token holds"
+                        f" {first_s:.3g} s of it: give that much, or a file without {what}"
+                    )
+        return replace(given, notes=given.notes + self.cut(request.prompt))
 
     @torch.no_grad()
     def make_from(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from avgen.data.media import read_clip, write_clip, write_wav
+from avgen.data.media import MediaError, read_clip, write_clip, write_wav
 from avgen.models.dit import AVTransformer
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit, Form, Request, end_of, read_given
@@ -232,6 +232,35 @@ def test_a_file_longer_than_the_clip_says_how_long_it_is(pipe, tmp_path):
     source = files(tmp_path, duration_s=3.0)["video"]
     with pytest.raises(ValueError, match="the picture given is 3 s long and duration_s=1 leaves nothing to add"):
         pipe(task="extend", video=source, method=QUICK)
+
+
+def test_a_prefix_comes_back_to_its_last_frame_and_sample_wherever_tokens_end(pipe, tmp_path):
+    """Five frames are two tokens and a half, 9700 samples no whole number of them."""
+    whole = clip(0.625)
+    write_clip(tmp_path / "in.mp4", replace(whole, audio=whole.audio[:, :9700]))
+    assert 9700 % pipe.audio_codec.geometry.time.stride
+    made = pipe(task="extend", video=tmp_path / "in.mp4", method=QUICK)[0]
+    samples = round(made.given.real_s[1] * 16000)
+    assert made.given.real_s[0] == 0.625
+    assert 9700 <= samples < 9800
+    assert np.array_equal(made.clip.video[:5], made.given.frames[:5])
+    assert not np.array_equal(made.clip.video[5], made.given.frames[5])
+    fade = round(0.005 * 16000)
+    assert np.array_equal(made.clip.audio[:, : samples - fade], made.given.wave[:, : samples - fade])
+    picture, sound = made.given.notes
+    assert picture.endswith("given until 0.625 s, the rest is made")
+    assert "s, the rest is made" in sound
+    assert "held" not in picture + sound
+
+
+@pytest.mark.parametrize(("frames", "samples", "what"), [(1, 8000, "picture"), (4, 40, "sound")])
+def test_a_prefix_shorter_than_a_token_is_refused(pipe, tmp_path, frames, samples, what):
+    whole = clip()
+    write_clip(tmp_path / "in.mov", replace(whole, video=whole.video[:frames], audio=None, sample_rate_hz=None))
+    write_wav(tmp_path / "in.wav", whole.audio[:, :samples], 16000)
+    given = {"video": tmp_path / "in.mov", "audio": tmp_path / "in.wav"}
+    with pytest.raises(MediaError, match=f"the {what} given is .* s long, and the model's first token holds"):
+        pipe(task="extend", method=QUICK, **given)
 
 
 def test_names_with_colons_are_names(pipe, tmp_path, monkeypatch):
