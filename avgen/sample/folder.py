@@ -97,7 +97,8 @@ def pipeline_of(
     captions: TransformersText | None = None,
 ) -> AVPipeline:
     """The pipeline of a training run; `save_pretrained` writes its folder."""
-    form = next((form for form in config.data.forms if form.height is not None), None)
+    forms = [form for form in config.data.forms if form.height is not None]
+    form = forms[0] if forms else None
     if form is None or form.height is None or form.width is None or form.fps is None:
         raise ValueError("the clips it was trained on have no picture: a pipeline makes picture and sound")
     return AVPipeline(
@@ -111,5 +112,6 @@ def pipeline_of(
         width=form.width,
         fps=form.fps,
         duration_s=form.duration_s,
+        longest_s=max(form.duration_s for form in forms),
         predict=config.flow.predict,
     )

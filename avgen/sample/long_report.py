@@ -42,7 +42,7 @@ class LongConfig:
     model: Path = Path("runs/toybox")  # as in avgen sample
     out: Path = Path("runs/long.json")  # every figure
     clips: int = 40  # long ones
-    times: int = 10  # how often the trained duration fits in them
+    times: int = 10  # how often the longest trained duration fits in them
     world: ToyboxConfig = field(default_factory=lambda: ToyboxConfig(scenes=("single",)))  # whose captions are read
     seed: int = 0  # of the captions, the noise, the hard cuts and the bootstrap
     batch: int = 8  # clips made at once
@@ -76,7 +76,7 @@ class LongReport:
 def long_clips(
     pipeline: AVPipeline, form: Form, config: LongConfig, advance: Callable[[int], None] = lambda clips: None
 ) -> list[Clip]:
-    items = Toybox(replace(config.world, duration_s=pipeline.trained_form.duration_s), "test", config.seed)
+    items = Toybox(replace(config.world, duration_s=pipeline.window_s), "test", config.seed)
     method = Method(config.solver, config.guidance, precision=config.precision)
     made: list[Clip] = []
     for first in range(0, config.clips, config.batch):
@@ -170,14 +170,13 @@ def main(argv: list[str] | None = None) -> int:
 
     console = Console()
     pipeline = open_pipeline(config.model).to(this_process().device)
-    trained = pipeline.trained_form
-    form = replace(trained, duration_s=config.times * trained.duration_s)
+    form = replace(pipeline.trained_form, duration_s=config.times * pipeline.window_s)
     with Progress(console=console) as bar:
         doing = bar.add_task("long clips", total=config.clips)
         clips = long_clips(pipeline, form, config, lambda count: bar.advance(doing, count))
         longer = Toybox(replace(config.world, **form_of(pipeline, form)), "test", config.seed)
         real = [pipeline.through_codecs(longer[i].clip) for i in bar.track(range(min(config.clips, 20)))]
-    found = report(clips, real, trained.duration_s, config.seed)
+    found = report(clips, real, pipeline.window_s, config.seed)
     for what, value in lines(found):
         console.print(f"{what:60} {value}", highlight=False)
     config.out.parent.mkdir(parents=True, exist_ok=True)

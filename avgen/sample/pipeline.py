@@ -24,7 +24,7 @@ from avgen.rng import gaussian
 from avgen.sample.inputs import Form, GivenMedia, Request, length_of, read_given
 from avgen.sample.method import DEFAULT, Method
 from avgen.sample.restore import restored
-from avgen.sample.windows import generate_long
+from avgen.sample.windows import generate_long, windows
 from avgen.tasks import SLACK, V2A, Task, assign
 from avgen.types import Batch, Clip, Stream, Text
 
@@ -60,8 +60,12 @@ class AVPipeline(DiffusionPipeline):
         duration_s: float = 2.0,
         predict: str = "velocity",
         text: dict | None = None,
+        longest_s: float | None = None,
     ) -> None:
-        """The form is what the model was trained on; text holds a frozen encoder's max_length, layers, fixed_length."""
+        """The form is what the model was trained on; text holds a frozen encoder's max_length, layers, fixed_length.
+
+        longest_s: of clips with a picture that it was trained on, where there were several forms; None: duration_s
+        """
         super().__init__()
         self.register_modules(
             model=model,
@@ -71,13 +75,24 @@ class AVPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
         )
         self.register_to_config(
-            height=height, width=width, fps=fps, duration_s=duration_s, predict=predict, text=text or {}
+            height=height,
+            width=width,
+            fps=fps,
+            duration_s=duration_s,
+            predict=predict,
+            text=text or {},
+            longest_s=longest_s,
         )
         self._fingerprint = ""
 
     @property
     def trained_form(self) -> Form:
         return Form(self.config.duration_s, self.config.fps, self.config.height, self.config.width)
+
+    @property
+    def window_s(self) -> float:
+        """What the model makes at once."""
+        return float(self.config.longest_s or self.config.duration_s)
 
     @property
     def captions(self) -> TextEncoder:
@@ -94,7 +109,10 @@ class AVPipeline(DiffusionPipeline):
     def fingerprint(self) -> str:
         """16 hex digits: a hash of everything that decides what comes out."""
         if not self._fingerprint:
-            digest = hashlib.sha256(json.dumps([self.config.predict, asdict(self.model.spec)], default=str).encode())
+            decides = [self.config.predict, asdict(self.model.spec)]
+            if self.window_s != self.config.duration_s:  # so that pipelines of one duration stay what they were
+                decides.append(self.window_s)
+            digest = hashlib.sha256(json.dumps(decides, default=str).encode())
             for name, value in sorted(self.model.state_dict().items()):
                 digest.update(
                     name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -219,7 +237,7 @@ class AVPipeline(DiffusionPipeline):
         }
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=method.precision == "bf16"):
             tokens = generate_long(
-                *(self.model, batch, noise, self.config.duration_s, method.solver, method.guidance),
+                *(self.model, batch, noise, self.window_s, method.solver, method.guidance),
                 predict=self.config.predict,
                 cache=method.cache,
                 after_step=after_step,
@@ -229,6 +247,10 @@ class AVPipeline(DiffusionPipeline):
         of = {"video": form.height // cell * (form.width // cell), "audio": 1}
         grids = {"video": self.video_codec.geometry.time, "audio": self.audio_codec.geometry.time}
         taken = {m: steps_given(stream, of[m]) for m, stream in batch.streams.items()}
+        count = len(windows(batch, self.window_s))
+        note = f"made in {count} windows of {self.window_s:g} s, the longest that the model was trained on"
+        if count > 1:
+            given = [replace(g, notes=(*g.notes, note)) for g in given]
         settings = {**asdict(form), **to_plain(method), "model": self.fingerprint}
         return [
             Made(

@@ -35,6 +35,11 @@ def spans(duration_s: float, window_s: float) -> list[tuple[float, float]]:
     return found
 
 
+def windows(batch: Batch, window_s: float) -> list[tuple[float, float]]:
+    """`spans` of the batch's clips: to the clip's end, not the last token's, which may reach beyond."""
+    return spans(min(float(s.time[..., 1].max()) for s in batch.streams.values()), window_s)
+
+
 def generate_long(
     model: AVTransformer,
     batch: Batch,
@@ -50,9 +55,7 @@ def generate_long(
     streams = batch.streams
     known = {m: s.level == 0 for m, s in streams.items()}
     x = {m: s.x for m, s in streams.items()}
-    # the clip's end, not the last token's: a codec's last token may reach beyond
-    duration_s = min(float(s.time[..., 1].max()) for s in streams.values())
-    parts = spans(duration_s, window_s)
+    parts = windows(batch, window_s)
     for number, (start, end) in enumerate(parts):
         last = number == len(parts) - 1
         inside = {m: window(s, start, torch.inf if last else end, len(parts) == 1) for m, s in streams.items()}

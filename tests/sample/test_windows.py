@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ from hypothesis import strategies as st
 
 from avgen.data.media import read_clip
 from avgen.sample import windows
+from avgen.sample.folder import pipeline_of
 from avgen.sample.inputs import Edit, Request
 from avgen.sample.method import Method
+from avgen.sample.pipeline import AVPipeline
 from avgen.sample.restore import faded, units
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.windows import OVERLAP, spans
+from avgen.train.config import ToyboxData, ToyboxShape, TrainConfig
 from avgen.types import TimeGrid
-from tests.sample.factory import files, pipeline
+from tests.sample.factory import MODEL, files, pipeline
 
 QUICK = Method(SolverConfig("euler", 2))
 
@@ -76,6 +81,33 @@ def test_windows_that_are_given_whole_cost_nothing(pipe, tmp_path, monkeypatch):
     spans = windows.spans(4.5, 1.0)
     assert len(calls) == sum(end > 4.0 for _, end in spans) < len(spans)
     assert told[-1][0] == told[-1][1]
+
+
+def test_a_window_is_the_longest_that_the_model_was_trained_on(tmp_path, monkeypatch):
+    pipe, solved = pipeline(longest_s=2.0), []
+    monkeypatch.setattr(windows, "generate", lambda *a, real=windows.generate, **k: solved.append(1) or real(*a, **k))
+    once = pipe(duration_s=2.0, method=QUICK)[0]
+    assert (len(solved), once.given.notes) == (1, ())
+    said = pipe(duration_s=3.5, method=QUICK)[0].given.notes
+    assert (len(solved), said) == (3, ("made in 2 windows of 2 s, the longest that the model was trained on",))
+    pipe.save_pretrained(tmp_path)
+    again = AVPipeline.from_pretrained(tmp_path)
+    assert (again.window_s, again.trained_form.duration_s) == (2.0, 1.0)
+    # clips made before in other windows are other clips
+    assert again.fingerprint == pipe.fingerprint != pipeline().fingerprint
+    # folders of earlier versions know one duration
+    said = json.loads((tmp_path / "model_index.json").read_text())
+    del said["longest_s"]
+    (tmp_path / "model_index.json").write_text(json.dumps(said))
+    assert AVPipeline.from_pretrained(tmp_path).window_s == 1.0
+
+
+def test_of_a_run_with_several_durations_the_pipeline_knows_the_longest():
+    parts = pipeline()
+    shapes = tuple(ToyboxShape(32, 32, 8.0, seconds) for seconds in (2.0, 4.0, 3.0))
+    config = TrainConfig(model=MODEL, steps=1, batch=1, out=Path("run"), data=ToyboxData(shapes=shapes))
+    made = pipeline_of(config, parts.model, parts.video_codec, parts.audio_codec)
+    assert (made.trained_form.duration_s, made.window_s) == (2.0, 4.0)
 
 
 def test_a_long_clip_begins_as_the_short_one(pipe, monkeypatch):
