@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from avgen import command
 from avgen.sample.config import SampleConfig
+
+if TYPE_CHECKING:
+    from avgen.data.media import MediaError
+    from avgen.sample.inputs import Request
 
 EXAMPLES = (
     'avgen sample model=runs/toybox task=t2av prompt="a large red ball bounces twice"',
@@ -20,14 +26,23 @@ def main(argv: list[str] | None = None) -> int:
 
     from avgen.ranks import this_process
     from avgen.sample.folder import open_pipeline
-    from avgen.sample.jobs import jobs_of, requests_of, run
+    from avgen.sample.jobs import jobs_of, left_out, requests_of, run
 
     console = Console()
     requests = requests_of(config)
-    pipeline = open_pipeline(config.model).to(this_process().device)
-    run(config, pipeline, jobs_of(config, pipeline, requests), console)
+    state = this_process()
+    pipeline = open_pipeline(config.model).to(state.device)
+
+    def leave_out(request: Request, error: MediaError) -> None:
+        if state.is_main_process:
+            console.print(left_out(request, error), highlight=False, markup=False)
+
+    jobs = jobs_of(config, pipeline, requests, None if config.prompts is None else leave_out)
+    lost = len(requests) - len(jobs) + run(config, pipeline, jobs, console)
     console.print(f"clips and manifest.jsonl are in [bold]{config.out}[/bold]")
-    return 0
+    if lost:
+        console.print(f"{lost} of {len(requests)} clips could not be made: mend their files and run it again")
+    return command.INCOMPLETE if lost else 0
 
 
 if __name__ == "__main__":

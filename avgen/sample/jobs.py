@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from avgen.config import to_plain
+from avgen.data.media import MediaError
 from avgen.lines import append_line, whole_lines
 from avgen.ranks import this_process
 from avgen.sample.config import SampleConfig
@@ -83,7 +84,8 @@ def asked(request: Request) -> dict[str, str]:
 
 def asked_then(line: dict[str, Any]) -> dict[str, str]:
     """`asked`, of a line of the manifest."""
-    return asked(Request(line["prompt"], **{kind: Path(line[kind]) for kind in FILE_KINDS if kind in line}))
+    files: dict[str, Any] = {kind: Path(line[kind]) for kind in FILE_KINDS if kind in line}
+    return asked(Request(line["prompt"], **files))
 
 
 def refuse_own_output(out: Path, requests: Sequence[Request]) -> None:
@@ -108,10 +110,22 @@ def refuse_replacing(config: SampleConfig, requests: Sequence[Request]) -> None:
             )
 
 
-def jobs_of(config: SampleConfig, pipeline: AVPipeline, requests: Sequence[Request]) -> list[Job]:
+def jobs_of(
+    config: SampleConfig,
+    pipeline: AVPipeline,
+    requests: Sequence[Request],
+    leave_out: Callable[[Request, MediaError], None] | None = None,
+) -> list[Job]:
+    """A job per request; those whose files cannot be used go to `leave_out` if there is one, else end it."""
     made = []
     for request in requests:
-        form = pipeline.form_of(request, config.task, config.duration_s, config.fps, config.height, config.width)
+        try:
+            form = pipeline.form_of(request, config.task, config.duration_s, config.fps, config.height, config.width)
+        except MediaError as error:
+            if leave_out is None:
+                raise
+            leave_out(request, error)
+            continue
         decides = [pipeline.fingerprint, config.task, asdict(form), to_plain(config.method), described(request)]
         files = [[p.stat().st_size, p.stat().st_mtime_ns] for n in FILE_KINDS if (p := getattr(request, n)) is not None]
         key = hashlib.sha256(json.dumps([decides, files], sort_keys=True).encode()).hexdigest()[:16]
@@ -120,7 +134,7 @@ def jobs_of(config: SampleConfig, pipeline: AVPipeline, requests: Sequence[Reque
 
 
 def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console: Console) -> int:
-    """Make what is missing; returns how many clips this rank made."""
+    """Make what is missing; returns how many clips are missing still: rows of prompts whose files cannot be used."""
     state = this_process()
     config.out.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
@@ -148,19 +162,52 @@ def run(config: SampleConfig, pipeline: AVPipeline, jobs: Sequence[Job], console
         clips = bar.add_task("clips", total=len(mine))
         steps = bar.add_task("steps")
         for group in batches(mine, config.batch):
-            began = time.perf_counter()
-            made = pipeline.make(
-                *([job.request for job in group], config.task, group[0].form, config.method),
-                after_step=lambda step, of: bar.update(steps, completed=step, total=of),
-            )
-            seconds = (time.perf_counter() - began) / len(group)
-            for job, clip in zip(group, made, strict=True):
-                say(console, finish(config.out, job, clip, seconds, replaces=job.name in there), clip)
-                bar.advance(clips)
+            make(config, pipeline, group, console, there, lambda i, of: bar.update(steps, completed=i, total=of))
+            bar.advance(clips, len(group))
+    state.wait_for_everyone()
+    there = {line["name"]: line.get("key") for line in read_manifest(config.out)}
     state.wait_for_everyone()
     if state.is_main_process:
         tidy(config.out, jobs)
-    return len(mine)
+    return sum(there.get(job.name) != job.key for job in jobs)
+
+
+def make(
+    config: SampleConfig,
+    pipeline: AVPipeline,
+    group: Sequence[Job],
+    console: Console,
+    replaces: Collection[str],
+    after_step: Callable[[int, int], None],
+) -> None:
+    """The clips of one batch; of a file of prompts, what cannot be read costs its own rows alone."""
+
+    def leave_out(job: Job, error: MediaError) -> None:
+        if config.prompts is None:
+            raise error
+        console.print(left_out(job.request, error), highlight=False, markup=False)
+
+    began = time.perf_counter()
+    given = []
+    for job in group:
+        try:
+            given.append((job, pipeline.read(job.request, config.task, job.form, config.method)))
+        except MediaError as error:
+            leave_out(job, error)
+    if not given:
+        return
+    media = [files for _, files in given]
+    made = pipeline.make_from([job.request for job, _ in given], media, group[0].form, config.method, after_step)
+    seconds = (time.perf_counter() - began) / len(given)
+    for (job, _), clip in zip(given, made, strict=True):
+        try:
+            say(console, finish(config.out, job, clip, seconds, job.name in replaces), clip)
+        except MediaError as error:  # what is encoded anew is read again
+            leave_out(job, error)
+
+
+def left_out(request: Request, error: MediaError) -> str:
+    return f"{request.name} is left out: {error}"
 
 
 def replaced(out: Path, jobs: Sequence[Job]) -> Iterator[str]:

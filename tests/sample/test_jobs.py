@@ -169,6 +169,36 @@ def test_a_clip_whose_place_another_took_is_not_taken_for_it(model, tmp_path, mo
     check_whole(tmp_path / "out", 1)
 
 
+def test_a_damaged_file_costs_its_own_rows_alone(model, tmp_path, capsys):
+    given = files(tmp_path)
+    whole = given["video"].read_bytes()
+    media = whole.index(b"mdat") + 4  # the header stands before it and stays
+    (tmp_path / "damaged.mp4").write_bytes(whole[:media] + bytes(len(whole) - media))
+    (tmp_path / "headless.mp4").write_bytes(b"no header")
+    rows = {"a": "in.mp4", "b": "damaged.mp4", "c": "headless.mp4", "d": "mute.mp4"}
+    (tmp_path / "p.csv").write_text("id,video\n" + "".join(f"{name},{file}\n" for name, file in rows.items()))
+    words = ["sample", f"model={model}", f"prompts={tmp_path / 'p.csv'}", "task=v2a", f"out={tmp_path / 'out'}", *QUICK]
+    for _ in range(2):  # a rerun passes the same rows
+        assert main(words) == 3
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"b_s0 is left out: {tmp_path}/damaged.mp4: " in said
+        assert f"c_s0 is left out: {tmp_path}/headless.mp4: " in said
+        assert "2 of 4 clips could not be made" in said
+        assert [line["id"] for line in read_manifest(tmp_path / "out")] == ["a", "d"]
+    # a request by itself has nothing to go on with
+    for name in ("damaged", "headless"):
+        assert main([*words[:2], *words[3:], f"video={tmp_path / name}.mp4"]) == 2
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_row_alone(model, tmp_path, capsys):
+    files(tmp_path)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "in.png").read_bytes()[:60])
+    (tmp_path / "p.csv").write_text("id,image\na,broken.png\nb,in.png\n")
+    words = ["sample", f"model={model}", f"prompts={tmp_path / 'p.csv'}", f"out={tmp_path / 'out'}", *QUICK]
+    assert main([*words, "task=i2av"]) == 3
+    assert [line["id"] for line in read_manifest(tmp_path / "out")] == ["b"]
+
+
 @pytest.mark.slow
 def test_killed_at_random_instants_a_job_of_100_yields_each_clip_once_and_whole(model, tmp_path):
     # a process of its own for what is killed, this one's memory for what starts soon: fork costs no imports
