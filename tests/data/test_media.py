@@ -442,6 +442,31 @@ def test_images(tmp_path):
     assert not read_image(tmp_path / "clear.png").any()
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+def test_images_of_16_bits_are_as_bright_as_those_of_8(tmp_path, suffix):
+    eight = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / f"in{suffix}")
+    with Image.open(tmp_path / f"in{suffix}") as opened:
+        assert opened.mode == ("I" if suffix == ".pgm" else "I;16")
+    assert np.array_equal(read_image(tmp_path / f"in{suffix}"), np.repeat(eight[..., None], 3, axis=-1))
+    # what lies between is rounded to the nearest
+    near = np.array([[128, 129, 65535 - 128, 65535 - 129]], np.uint16)
+    Image.fromarray(near).save(tmp_path / f"near{suffix}")
+    assert read_image(tmp_path / f"near{suffix}")[0, :, 0].tolist() == [0, 1, 255, 254]
+
+
+def test_transparency_of_16_bits_falls_on_black(tmp_path):
+    Image.fromarray(np.array([[65535, 30000]], np.uint16)).save(tmp_path / "in.png", transparency=65535)
+    assert read_image(tmp_path / "in.png")[0, :, 0].tolist() == [0, round(30000 / 257)]
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.float32, "F"), (np.int32, "I")])
+def test_images_that_do_not_say_what_is_white_are_refused(tmp_path, kind, mode):
+    Image.fromarray(np.array([[0, 1], [2, 3]], kind)).save(tmp_path / "in.tif")
+    with pytest.raises(MediaError, match=f"in.tif: is an image of mode {mode} .* save it with 8 or 16 bits"):
+        read_image(tmp_path / "in.tif")
+
+
 def test_comment_and_probe(clip_path):
     info = probe(clip_path)
     assert info.comment == "made by a test"

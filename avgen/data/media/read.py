@@ -150,12 +150,30 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16") or (upright.mode, image.format) == (
+                "I",
+                "PPM",
+            ):  # PIL scales PGM's to 16
+                return _from_16_bits(np.asarray(upright), upright.info.get("transparency"))
+            if upright.mode in ("I", "F"):
+                raise MediaError(
+                    f"{path}: is an image of mode {upright.mode} (one number of 32 bits a pixel), of which nothing says"
+                    " what is white: save it with 8 or 16 bits"
+                )
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, (0, 0, 0, 255)), upright)
             return np.asarray(upright.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise MediaError(f"{path}: cannot be read as an image: {error}") from error
+
+
+def _from_16_bits(grey: np.ndarray, transparent: int | None) -> np.ndarray:
+    """(H, W) to RGB: 65535 is white. PIL's own conversion clips at 255, which leaves all but the darkest white."""
+    if transparent is not None:
+        grey = np.where(grey == transparent, 0, grey)
+    eight = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(eight[..., None], 3, axis=-1)
 
 
 def _wanted(source: Source, what: str, asked: bool | None, stream: Any) -> bool:
