@@ -8,7 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from avgen.data.media import MediaError, probe, read_clip, write_clip
+import numpy as np
+
+from avgen.data.media import Film, MediaError, probe, read_clip, unit_count, write_clip
 from avgen.sample.inputs import whole
 from avgen.sample.pipeline import Made
 from avgen.types import Clip
@@ -16,6 +18,7 @@ from avgen.types import Clip
 # what players expect to find in an mp4
 COPIED_PICTURE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
+HELD_BYTES = 2**28  # of frames at a time: a minute of 1080p is 11 GB
 
 
 def suffix(made: Made) -> str:
@@ -36,14 +39,32 @@ def write_made(path: Path, made: Made, comment: str) -> str:
     if not obstacle:
         return f"{kind} of {source} copied bit for bit"
     # at least at the file's own size and rate
+    film = None
     if kind == "picture":
-        own = read_clip(source, 0, clip.video_duration_s, video=True, audio=False).clip
-        clip = replace(clip, video=own.video, fps=own.fps)
+        film = own_film(source, clip.video_duration_s)
+        clip = replace(clip, video=None, fps=None)
     else:
         own = read_clip(source, 0, clip.audio_duration_s, video=False, audio=True, channels=channels_of(source)).clip
         clip = replace(clip, audio=own.audio, sample_rate_hz=own.sample_rate_hz)
-    write_clip(path, clip, comment=comment)
+    write_clip(path, clip, film=film, comment=comment)
     return f"{kind} of {source} encoded anew: {obstacle}"
+
+
+def own_film(source: Path, duration_s: float) -> Film:
+    """The file's picture at its own size and rate: frame by frame what `read_clip` gives of all of it."""
+    video = probe(source).video
+    assert video is not None
+    fps, count = video.fps, unit_count(0, duration_s, video.fps)
+    held = max(1, HELD_BYTES // (3 * video.height * video.width))
+
+    def piece(first: int) -> np.ndarray:
+        start, end = Fraction(first) / fps, Fraction(min(first + held, count)) / fps
+        # empty: behind the file's last frame, which is held there
+        read = read_clip(source, start, end, video=True, audio=False, may_be_empty=True).clip
+        assert read.video is not None
+        return read.video
+
+    return Film(map(piece, range(0, count, held)), float(fps))
 
 
 def copied(path: Path, clip: Clip, source: Path, kind: str, comment: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avgen.data.media import MediaError, probe, read_audio, read_clip, read_image, write_clip, write_wav
+from avgen.data.media import Film, MediaError, probe, read_audio, read_clip, read_image, write_clip, write_wav
 from avgen.types import Clip
 from tests.data import media_mutants
 from tests.data.media_grid import Case, find, write_case
@@ -151,6 +151,32 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         write_wav(tmp_path / "clip.wav", audio[0], 16000)
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
     assert path.read_bytes() == b"what was there before"
+
+
+def test_a_film_is_written_as_the_clip_that_it_is(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (7, 16, 24, 3), dtype=np.uint8)
+    write_clip(tmp_path / "clip.mp4", Clip(frames, None, 8.0, None))
+    empty = Clip(None, None, None, None)
+    write_clip(tmp_path / "film.mp4", empty, film=Film((frames[:3], frames[3:4], frames[4:]), 8.0))
+    assert (tmp_path / "film.mp4").read_bytes() == (tmp_path / "clip.mp4").read_bytes()
+    before = sorted(tmp_path.iterdir())
+    for film, words in (
+        (Film((), 8.0), "has no piece"),
+        (Film((frames, frames[:, 2:]), 8.0), r"the size \(14, 24\), those before it \(16, 24\)"),
+        (Film((frames.astype(float),), 8.0), "uint8, not float64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            write_clip(tmp_path / "wrong.mp4", empty, film=film)
+    with pytest.raises(ValueError, match="leave one out"):
+        write_clip(tmp_path / "wrong.mp4", Clip(frames, None, 8.0, None), film=Film((frames,), 8.0))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_memory_that_runs_out_is_not_called_damage(tmp_path):
+    write_clip(tmp_path / "clip.mp4", Clip(np.zeros((4, 8, 8, 3), np.uint8), None, 8.0, None))
+    with pytest.raises(MediaError, match="takes more memory than there is") as caught:
+        read_clip(tmp_path / "clip.mp4", 0, 1e9, size=(1 << 12, 1 << 12))
+    assert "damaged" not in str(caught.value)
 
 
 def test_absurd_headers_do_not_cost_memory_or_time(tmp_path):

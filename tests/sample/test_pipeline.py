@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from avgen.data.media import MediaError, read_clip, write_clip, write_wav
+from avgen.data.media import MediaError, exact_fps, read_clip, write_clip, write_wav
 from avgen.models.dit import AVTransformer
+from avgen.sample import write
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit, Form, Request, end_of, read_given
 from avgen.sample.method import Method
@@ -122,6 +123,31 @@ def test_a_stream_that_is_cut_is_encoded_anew_and_that_is_said(pipe, tmp_path):
     made = pipe(task="v2a", video=source, duration_s=1.0, method=QUICK)[0]
     assert "encoded anew: it lasts 2 s and the clip 1 s" in write_made(tmp_path / "out.mp4", made, "")
     assert read_clip(tmp_path / "out.mp4").clip.video.shape == (25, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("fps", "duration_s"), [(25.0, 1.0), (30000 / 1001, 1.0), (25.0, 3.0)])
+def test_a_picture_encoded_anew_is_read_in_pieces_and_the_same(pipe, tmp_path, monkeypatch, fps, duration_s):
+    """Cut, or held behind its end; five frames at a time, wherever keyframes lie."""
+    frames = clip(2.0, fps, 48, 64).video
+    coded(tmp_path / "in.mp4", "libx264", frames, rate=exact_fps(fps), g="7", bf="2")
+    made = pipe(task="v2a", video=tmp_path / "in.mp4", duration_s=duration_s, method=QUICK)[0]
+    assert "encoded anew" in write_made(tmp_path / "whole.mp4", made, "")
+    sizes = []
+
+    def read(*args, real=read_clip, **words):
+        found = real(*args, **words)
+        sizes.append(len(found.clip.video))
+        return found
+
+    monkeypatch.setattr(write, "HELD_BYTES", 5 * 3 * 48 * 64)
+    monkeypatch.setattr(write, "read_clip", read)
+    assert "encoded anew" in write_made(tmp_path / "pieces.mp4", made, "")
+    assert max(sizes) == 5
+    assert sum(sizes) == round(duration_s * fps)
+    own = read_clip(tmp_path / "in.mp4", 0, duration_s, video=True, audio=False).clip.video
+    assert np.array_equal(np.concatenate(list(write.own_film(tmp_path / "in.mp4", duration_s).pieces)), own)
+    whole, pieces = (read_clip(tmp_path / f"{name}.mp4").clip for name in ("whole", "pieces"))
+    assert same(whole, pieces)
 
 
 def test_a_sound_that_cannot_be_copied_is_encoded_from_its_file_not_from_what_the_model_heard(pipe, tmp_path):

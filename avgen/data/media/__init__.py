@@ -2,11 +2,12 @@
 
 from avgen.data.media.read import Cost, Window, read_audio, read_clip, read_image, unit_count
 from avgen.data.media.source import AudioInfo, MediaError, MediaInfo, VideoInfo, exact_fps, probe
-from avgen.data.media.write import write_clip, write_wav
+from avgen.data.media.write import Film, write_clip, write_wav
 
 __all__ = [
     "AudioInfo",
     "Cost",
+    "Film",
     "MediaError",
     "MediaInfo",
     "VideoInfo",

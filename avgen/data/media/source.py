@@ -286,7 +286,11 @@ def open_source(path: str | Path, threads: int = 0) -> Iterator[Source]:
         yield source
     except MediaError:
         raise
-    except (av.FFmpegError, MemoryError) as error:
+    except MemoryError as error:  # FFmpeg's too
+        raise source.error(
+            f"takes more memory than there is ({_reason(error)}): read less of it, or smaller"
+        ) from error
+    except av.FFmpegError as error:
         raise source.error(f"is damaged: {_reason(error)}") from error
     finally:
         source.close()

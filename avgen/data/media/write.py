@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +27,19 @@ AAC_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
 
+@dataclass(frozen=True)
+class Film:
+    """A picture in pieces, for what is too long to be held at once."""
+
+    pieces: Iterable[np.ndarray]  # each (T, H, W, 3) uint8, of one size
+    fps: float
+
+
 def write_clip(
     path: str | Path,
     clip: Clip,
     *,
+    film: Film | None = None,
     crf: int = 18,
     preset: str = "veryfast",
     audio_bitrate: int | None = None,
@@ -37,26 +48,37 @@ def write_clip(
     """H.264 (yuv420p, BT.709) and AAC in mp4, both streams starting at 0 whatever clip.start_s is.
 
     H.264 4:2:0 has no odd sizes: an odd edge is repeated once, so 33x47 is stored as 34x48. Rates that AAC
-    lacks are resampled to the next one it has. `comment` is kept in the file's metadata (provenance).
+    lacks are resampled to the next one it has. `film` is the picture of a clip without one. `comment` is kept in the
+    file's metadata (provenance).
     """
     import av
 
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: write_clip makes {', '.join(SUFFIXES)}; change the suffix")
-    if clip.video is None and clip.audio is None:
+    if clip.video is not None and film is not None:
+        raise ValueError(f"{path}: the clip has a picture and film is another: leave one out")
+    if clip.video is None and clip.audio is None and film is None:
         raise ValueError(f"{path}: the clip has neither video nor audio, there is nothing to write")
+    if clip.video is not None and clip.fps is not None:
+        film = Film((clip.video,), clip.fps)
     _check(path, clip)
+    pieces = None if film is None else _checked(path, film)
     with (
         _whole(path) as partial,
         av.open(f"file:{partial}", "w", format="mp4", options={"movflags": "+faststart"}) as out,
     ):
         if comment is not None:
             out.metadata["comment"] = comment
-        video = None if clip.video is None else _video_stream(out, clip, crf, preset)
+        video, images = None, None
+        if film is not None and pieces is not None:
+            first = next(pieces)
+            video = _video_stream(out, first.shape[1:3], film.fps, crf, preset)
+            images = chain(first, chain.from_iterable(pieces))
+            del first  # or it would be held to the end
         audio, wave = (None, None) if clip.audio is None else _audio_stream(out, clip, audio_bitrate)
-        if video is not None:
-            _encode_video(out, video, clip)
+        if video is not None and images is not None:
+            _encode_video(out, video, images)
         if audio is not None and wave is not None:
             _encode_audio(out, audio, wave)
 
@@ -78,14 +100,24 @@ def write_wav(path: str | Path, audio: np.ndarray, sample_rate_hz: int, *, bits:
         wavfile.write(partial, sample_rate_hz, data)
 
 
+def _checked(path: Path, film: Film) -> Iterator[np.ndarray]:
+    """The pieces, at least one."""
+    size = None
+    for piece in film.pieces:
+        if piece.ndim != 4 or piece.shape[-1] != 3 or piece.dtype != np.uint8 or 0 in piece.shape:
+            raise ValueError(
+                f"{path}: video must be (frames, height, width, 3) uint8, not {piece.dtype} of shape {piece.shape}"
+            )
+        if size is not None and piece.shape[1:3] != size:
+            raise ValueError(f"{path}: a piece of the film has the size {piece.shape[1:3]}, those before it {size}")
+        size = piece.shape[1:3]
+        yield piece
+        del piece  # or it would be held while the next is read
+    if size is None:
+        raise ValueError(f"{path}: the film has no piece, there is nothing to write")
+
+
 def _check(path: Path, clip: Clip) -> None:
-    if clip.video is not None and (
-        clip.video.ndim != 4 or clip.video.shape[-1] != 3 or clip.video.dtype != np.uint8 or 0 in clip.video.shape
-    ):
-        raise ValueError(
-            f"{path}: video must be (frames, height, width, 3) uint8, "
-            f"not {clip.video.dtype} of shape {clip.video.shape}"
-        )
     if clip.audio is None:
         return
     if clip.audio.ndim != 2 or clip.audio.shape[1] == 0 or clip.audio.dtype.kind != "f":
@@ -109,12 +141,10 @@ def _whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _video_stream(out: OutputContainer, clip: Clip, crf: int, preset: str) -> VideoStream:
-    assert clip.video is not None
-    assert clip.fps is not None
-    fps = exact_fps(clip.fps)
+def _video_stream(out: OutputContainer, size: tuple[int, int], rate_hz: float, crf: int, preset: str) -> VideoStream:
+    fps = exact_fps(rate_hz)
     stream = out.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": preset})
-    height, width = clip.video.shape[1:3]
+    height, width = size
     stream.height, stream.width = height + height % 2, width + width % 2
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
@@ -124,14 +154,13 @@ def _video_stream(out: OutputContainer, clip: Clip, crf: int, preset: str) -> Vi
     return stream
 
 
-def _encode_video(out: OutputContainer, stream: VideoStream, clip: Clip) -> None:
+def _encode_video(out: OutputContainer, stream: VideoStream, images: Iterable[np.ndarray]) -> None:
     import av
     from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-    assert clip.video is not None
     reformatter = VideoReformatter()
     flags = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP)
-    for index, image in enumerate(clip.video):
+    for index, image in enumerate(images):
         height, width = image.shape[:2]
         even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         frame = reformatter.reformat(
