@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def leave_out(request: Request, error: MediaError) -> None:
         if state.is_main_process:
-            console.print(left_out(request, error), highlight=False, markup=False)
+            console.print(left_out(request, error), highlight=False, markup=False, soft_wrap=True)
 
     jobs = jobs_of(config, pipeline, requests, None if config.prompts is None else leave_out)
     lost = len(requests) - len(jobs) + run(config, pipeline, jobs, console)

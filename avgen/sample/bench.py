@@ -121,7 +121,7 @@ def seams(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
     """How far sound and picture jump where windows meet, as a share of instants drawn at random that jump less."""
     form = replace(pipeline.trained_form, duration_s=config.long_s)
     clip = pipeline.make([Request(CAPTION)], "t2av", form, Method(SolverConfig(steps=12)))[0].clip
-    cuts_s = [end for _, end in spans(config.long_s, pipeline.window_s)[:-1]]
+    cuts_s = [span.kept for span in spans(config.long_s, pipeline.window_s)[:-1]]
     for name, ranks in seam_ranks(clip, cuts_s).items():
         said = f"median {np.median(ranks):.2f}, highest {max(ranks):.2f} of {len(ranks)}" if len(ranks) else "none"
         yield f"{name} at seams, share of other instants that jump less", said

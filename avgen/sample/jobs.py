@@ -185,7 +185,7 @@ def make(
     def leave_out(job: Job, error: MediaError) -> None:
         if config.prompts is None:
             raise error
-        console.print(left_out(job.request, error), highlight=False, markup=False)
+        console.print(left_out(job.request, error), highlight=False, markup=False, soft_wrap=True)
 
     began = time.perf_counter()
     given = []

@@ -102,7 +102,7 @@ def report(clips: Sequence[Clip], real: Sequence[Clip], window_s: float, seed: i
     length_s = clips[0].video_duration_s
     starts_s = [window_s * i for i in range(round(length_s / window_s))]
     counts: list[Counts] = [[f1(agreement(r, s, s + window_s)) for r in readings] for s in starts_s]
-    cuts_s = [end for _, end in spans(length_s, window_s)[:-1]]
+    cuts_s = [span.kept for span in spans(length_s, window_s)[:-1]]
     rng = np.random.default_rng(seed)
     jumps = [seam_ranks(clip, cuts_s) for clip in clips]
     hard = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,21 +21,31 @@ from avgen.tasks import SLACK
 from avgen.types import Batch, Stream
 
 OVERLAP = 0.25  # of a window, given by the one before
+# Of a window, made anew by the next one: how clips end in training is no guide to how one goes on.
+REMADE = 0.125
 
 
-def spans(duration_s: float, window_s: float) -> list[tuple[float, float]]:
+class Span(NamedTuple):
+    """A window of the clip, in seconds."""
+
+    start: float
+    end: float
+    kept: float  # until here what the window makes stays; the next one makes the rest anew
+
+
+def spans(duration_s: float, window_s: float) -> list[Span]:
     """Windows that cover [0, duration_s], each window_s long; the last one ends with the clip."""
     if duration_s <= window_s * (1 + OVERLAP / 2):
-        return [(0.0, duration_s)]
-    found = [(0.0, window_s)]
-    while found[-1][1] < duration_s - SLACK:
-        start = found[-1][1] - OVERLAP * window_s
-        end = min(start + window_s, duration_s)
-        found.append((end - window_s, end))
+        return [Span(0.0, duration_s, duration_s)]
+    found = [Span(0.0, window_s, window_s * (1 - REMADE))]
+    while found[-1].end < duration_s - SLACK:
+        end = min(found[-1].kept + window_s * (1 - OVERLAP), duration_s)
+        last = end >= duration_s - SLACK
+        found.append(Span(end - window_s, end, end if last else end - REMADE * window_s))
     return found
 
 
-def windows(batch: Batch, window_s: float) -> list[tuple[float, float]]:
+def windows(batch: Batch, window_s: float) -> list[Span]:
     """`spans` of the batch's clips: to the clip's end, not the last token's, which may reach beyond."""
     return spans(min(float(s.time[..., 1].max()) for s in batch.streams.values()), window_s)
 
@@ -56,7 +66,7 @@ def generate_long(
     known = {m: s.level == 0 for m, s in streams.items()}
     x = {m: s.x for m, s in streams.items()}
     parts = windows(batch, window_s)
-    for number, (start, end) in enumerate(parts):
+    for number, (start, end, kept) in enumerate(parts):
         last = number == len(parts) - 1
         inside = {m: window(s, start, torch.inf if last else end, len(parts) == 1) for m, s in streams.items()}
         cut: dict[str, Any] = {m: part(streams[m], x[m], known[m], inside[m], start) for m in streams}
@@ -71,7 +81,8 @@ def generate_long(
         )
         for m, at in inside.items():
             x[m] = x[m].index_copy(1, at, made[m])
-            known[m] = known[m].index_fill(1, at, True)
+            stays = at if last else window(streams[m], start, kept, False)
+            known[m] = known[m].index_fill(1, stays, True)
     return x
 
 

@@ -210,7 +210,7 @@ def losses_of(folder):
 
 @pytest.mark.slow
 def test_a_mixture_teaches_every_shape(codecs, tmp_path):
-    config, source, order = mixed_run(codecs, tmp_path, step_tokens=400, steps=80, batch=4)
+    config, source, order = mixed_run(codecs, tmp_path, step_tokens=400, steps=120, batch=4)
     before = prepare(config)
     held_out = sources(codecs, split="test")
     first = [validate(before.model, before.average, world, config, before.accelerator) for world in held_out]

@@ -20,7 +20,7 @@ from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline
 from avgen.sample.restore import faded, units
 from avgen.sample.solvers import SolverConfig
-from avgen.sample.windows import OVERLAP, spans
+from avgen.sample.windows import OVERLAP, REMADE, spans
 from avgen.train.config import ToyboxData, ToyboxShape, TrainConfig
 from avgen.types import TimeGrid
 from tests.sample.factory import MODEL, files, pipeline
@@ -38,14 +38,16 @@ def test_windows_cover_the_clip_and_each_goes_on_from_the_one_before(duration_s,
     found = spans(duration_s, window_s)
     assert found[0][0] == 0
     assert found[-1][1] == duration_s
-    for (a, b), (c, d) in itertools.pairwise(found):
-        assert a < c <= b - OVERLAP * window_s + 1e-9
-        assert d > b
+    for before, after in itertools.pairwise(found):
+        assert before.start < after.start <= before.kept - OVERLAP * window_s + 1e-9
+        assert before.kept == pytest.approx(before.end - REMADE * window_s)
+        assert after.end > before.end
+    assert found[-1].kept == duration_s
     if len(found) > 1:
-        assert all(end - start == pytest.approx(window_s) for start, end in found)
+        assert all(span.end - span.start == pytest.approx(window_s) for span in found)
 
 
-def test_every_token_is_made_once_and_later_windows_are_given_what_came_before(pipe, monkeypatch):
+def test_later_windows_are_given_what_stays_of_the_one_before_and_make_the_rest(pipe, monkeypatch):
     seen = []
     original = windows.generate
 
@@ -58,18 +60,26 @@ def test_every_token_is_made_once_and_later_windows_are_given_what_came_before(p
     made = pipe(prompt="a", duration_s=3.25, method=QUICK)[0].clip
     assert made.video.shape[0] == 26
     assert made.audio.shape[1] == 52000
-    assert len(seen) == 4
-    for m, every in (("video", 13 * 4), ("audio", 65)):
-        assert sum(int((window[m][0].level > 0).sum()) for window in seen) == every
-        for before, after in itertools.pairwise(seen):
-            known = after[m][0].level[0] == 0
-            assert known.any()
-            count = int(known.sum())
-            assert known[:count].all()
-            assert torch.equal(after[m][0].x[:, :count], after[m][1][:, :count])
-            if after is not seen[-1]:
-                assert torch.equal(before[m][1][:, -count:], after[m][1][:, :count])
-            assert float(after[m][0].time.min()) == pytest.approx(0, abs=1e-6)
+    found = spans(3.25, 1.0)
+    assert len(seen) == len(found) == 5
+    for m, count in (("video", 13), ("audio", 65)):
+        clip = {}  # by the instant a token begins at
+        for number, (span, window) in enumerate(zip(found, seen, strict=True)):
+            stream, out = window[m]
+            begins = [round(float(t), 6) for t in stream.time[0, :, 0] + span.start]
+            assert min(stream.time[0, :, 0]) >= 0
+            before = found[number - 1].kept if number else 0.0
+            for i, begin in enumerate(begins):
+                given = bool(stream.level[0, i] == 0)
+                assert given == (begin < before - 1e-6)
+                if given:
+                    place = [j for j, other in enumerate(begins[: i + 1]) if other == begin].index(i)
+                    assert torch.equal(stream.x[0, i], clip[begin][place])
+                    assert torch.equal(out[0, i], stream.x[0, i])
+            for begin in dict.fromkeys(begins):
+                clip[begin] = [out[0, i] for i, other in enumerate(begins) if other == begin]
+            assert number == 0 or min(begins) < before  # something is given
+        assert len(clip) == count
 
 
 def test_windows_that_are_given_whole_cost_nothing(pipe, tmp_path, monkeypatch):
@@ -79,7 +89,7 @@ def test_windows_that_are_given_whole_cost_nothing(pipe, tmp_path, monkeypatch):
     request, form = Request("a", video=long), pipe.form_of(Request("a", video=long), "extend", duration_s=4.5)
     pipe.make([request], "extend", form, QUICK, after_step=lambda done, of: told.append((done, of)))
     spans = windows.spans(4.5, 1.0)
-    assert len(calls) == sum(end > 4.0 for _, end in spans) < len(spans)
+    assert len(calls) == sum(span.end > 4.0 for span in spans) < len(spans)
     assert told[-1][0] == told[-1][1]
 
 
@@ -88,7 +98,7 @@ def test_a_window_is_the_longest_that_the_model_was_trained_on(tmp_path, monkeyp
     monkeypatch.setattr(windows, "generate", lambda *a, real=windows.generate, **k: solved.append(1) or real(*a, **k))
     once = pipe(duration_s=2.0, method=QUICK)[0]
     assert (len(solved), once.given.notes) == (1, ())
-    said = pipe(duration_s=3.5, method=QUICK)[0].given.notes
+    said = pipe(duration_s=3.0, method=QUICK)[0].given.notes
     assert (len(solved), said) == (3, ("made in 2 windows of 2 s, the longest that the model was trained on",))
     pipe.save_pretrained(tmp_path)
     again = AVPipeline.from_pretrained(tmp_path)
@@ -118,7 +128,8 @@ def test_a_long_clip_begins_as_the_short_one(pipe, monkeypatch):
         pipe(prompt="a", duration_s=seconds, method=QUICK)
     for m in ("video", "audio"):
         short, long = (t[m] for t in tokens)
-        assert torch.equal(short, long[:, : short.shape[1]])
+        stays = int(short.shape[1] * (1 - REMADE))
+        assert torch.equal(short[:, :stays], long[:, :stays])
 
 
 def test_extend_keeps_what_it_is_given(pipe, tmp_path):

@@ -76,9 +76,10 @@ def run(config):
 def test_the_first_windows_to_judge_by_are_of_many_clips_and_of_all_sources(tmp_path):
     """A store lists clips source after source, each with its windows."""
     head = header((BOTH, WIDE))
-    rows = [row(head, i, clip=i // 4, bucket=i % 2) for i in range(160)]  # clips 20 to 39 are of another source
+    rows = [row(head, i, clip=i // 4, path=f"{i // 4}.mp4", bucket=i % 2) for i in range(160)]  # from 20 on of another
     store = write_store(tmp_path / "many", head, rows)
-    for data in (StoreData(store.path, workers=0, held_out_share=0.5), StoreData(store.path, held_out=store.path)):
+    judge = write_store(tmp_path / "judge", head, [one | {"path": f"other/{one['path']}"} for one in rows])
+    for data in (StoreData(store.path, workers=0, held_out_share=0.5), StoreData(store.path, held_out=judge.path)):
         held_out = reading(settings(tmp_path, store, data=data)).held_out
         clips = [index // 4 for index in held_out.indices]
         count = len(set(clips))
