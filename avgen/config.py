@@ -50,8 +50,11 @@ class Leaf:
     name: str  # the field within owner
 
 
-def build(cls: type[T], mapping: Mapping[str, Any], key: str = "") -> T:
-    """A frozen dataclass from plain data; every refusal names the full dotted key."""
+def build(cls: type[T], mapping: Mapping[str, Any], key: str = "", base: Any = None) -> T:
+    """A frozen dataclass from plain data; every refusal names the full dotted key.
+
+    What the mapping leaves out is as in `base`, the default of a section that may say more than its class does.
+    """
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
     for name in mapping:
@@ -63,7 +66,9 @@ def build(cls: type[T], mapping: Mapping[str, Any], key: str = "") -> T:
     for name, field in known.items():
         here, hint = _join(key, name), hints[name]
         if name in mapping and mapping[name] != UNSET:
-            values[name] = _value(hint, mapping[name], here)
+            values[name] = _value(hint, mapping[name], here, _default(field, base))
+        elif base is not None and name not in mapping:
+            values[name] = getattr(base, name)
         elif name in mapping or _required(field):
             if name in mapping or not is_dataclass(hint):
                 raise ConfigError(here, f"needs a value ({type_name(hint)}): it has no default; give {here}=...")
@@ -76,12 +81,12 @@ def build(cls: type[T], mapping: Mapping[str, Any], key: str = "") -> T:
         raise ConfigError(key, str(refused)) from refused
 
 
-def _value(hint: Any, value: Any, key: str) -> Any:
+def _value(hint: Any, value: Any, key: str, default: Any = None) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        return _member(hint, value, key)
+        return _member(hint, value, key, default)
     if origin is Literal:
         if any(value == choice and type(value) is type(choice) for choice in args):
             return value
@@ -89,7 +94,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         raise ConfigError(key, f"{value!r} is not one of {', '.join(names)}; {_suggest(str(value), names)}")
     if is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, Mapping):
-            return build(hint, value, key)
+            return build(hint, value, key, _of(hint, default))
         raise _mismatch(hint, value, key)
     if origin in (tuple, list, Sequence):
         return _sequence(origin, args, value, key, hint)
@@ -98,6 +103,11 @@ def _value(hint: Any, value: Any, key: str) -> Any:
             raise _mismatch(hint, value, key)
         return {_value(args[0], k, key): _value(args[1], v, _join(key, str(k))) for k, v in value.items()}
     return _scalar(hint, value, key)
+
+
+def _of(cls: type, default: Any) -> Any:
+    """The default, if it is of the class that is built."""
+    return default if type(default) is cls else None
 
 
 def _scalar(hint: Any, value: Any, key: str) -> Any:
@@ -128,15 +138,15 @@ def _sequence(origin: Any, args: tuple[Any, ...], value: Any, key: str, hint: An
     return made if origin is list else tuple(made)
 
 
-def _member(hint: Any, value: Any, key: str) -> Any:
+def _member(hint: Any, value: Any, key: str, default: Any) -> Any:
     """The first member of a union that takes the value as it stands; dataclasses are told apart by `kind`."""
     members = typing.get_args(hint)
     if isinstance(value, Mapping):
         options = [m for m in members if is_dataclass(m)]
         if len(options) > 1:
-            return _by_kind(options, value, key)
+            return _by_kind(options, value, key, default)
         if options:
-            return _value(options[0], value, key)
+            return _value(options[0], value, key, default)
     # exact types first, so that an int stays an int in `float | int`
     refusals = []
     for member in sorted(members, key=lambda m: type(value) is not m):
@@ -150,13 +160,13 @@ def _member(hint: Any, value: Any, key: str) -> Any:
     raise _mismatch(hint, value, key)
 
 
-def _by_kind(options: list[Any], value: Mapping[str, Any], key: str) -> Any:
+def _by_kind(options: list[Any], value: Mapping[str, Any], key: str, default: Any) -> Any:
     kinds = {kind: option for option in options for kind in typing.get_args(typing.get_type_hints(option)["kind"])}
     kind = value.get("kind", next(iter(kinds)))  # unsaid, the first: what the section was before it had kinds
     if kind not in kinds:
         names = ", ".join(sorted(kinds))
         raise ConfigError(_join(key, "kind"), f"{kind!r} is not one of {names}; {_suggest(str(kind), kinds)}")
-    return build(kinds[kind], value, key)
+    return build(kinds[kind], value, key, _of(kinds[kind], default))
 
 
 def _mismatch(hint: Any, value: Any, key: str) -> ConfigError:
@@ -191,18 +201,18 @@ def _suggest(wrong: str, valid: typing.Iterable[str]) -> str:
     return f"valid: {', '.join(valid) if len(valid) <= 12 else ', '.join(valid[:12]) + ', ...'}"
 
 
-def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
+def leaves(cls: type, prefix: str = "", base: Any = None) -> Iterator[Leaf]:
     """Every key of the schema in declaration order; nested dataclasses are walked, unions of them too."""
     hints = typing.get_type_hints(cls)
     for field in fields(cls):
         if not field.init:
             continue
-        key, hint = _join(prefix, field.name), hints[field.name]
+        key, hint, default = _join(prefix, field.name), hints[field.name], _default(field, base)
         nested = nested_dataclasses(hint)
         if not nested or type(None) in typing.get_args(hint):
-            yield Leaf(key, hint, _default(field), cls, field.name)
+            yield Leaf(key, hint, default, cls, field.name)
         for inner in nested:
-            yield from leaves(inner, key)
+            yield from leaves(inner, key, _of(inner, default))
 
 
 def nested_dataclasses(hint: Any) -> list[type]:
@@ -211,7 +221,9 @@ def nested_dataclasses(hint: Any) -> list[type]:
     return [m for m in members if is_dataclass(m) and isinstance(m, type)]
 
 
-def _default(field: Field[Any]) -> Any:
+def _default(field: Field[Any], base: Any = None) -> Any:
+    if base is not None:
+        return getattr(base, field.name)
     if field.default is not MISSING:
         return field.default
     return UNSET if field.default_factory is MISSING else field.default_factory()

@@ -212,6 +212,23 @@ def test_files_groups_recipes_and_overrides_compose(folder: Path) -> None:
     assert load(Everything, "job", ["name=a", "table.x=3"], folder).table == {"x": 3.0}
 
 
+def test_a_key_of_a_section_leaves_the_others_as_the_section_has_them() -> None:
+    """The default of a section may be another than that of its class."""
+
+    @dataclass(frozen=True)
+    class Wide:
+        inner: Inner = Inner(width=64)
+        maybe: Inner | None = Inner(width=32)
+        chosen: Plain | Fancy = Fancy(momentum=0.5)
+
+    assert load(Wide, None, ["inner.coupling=joint"]).inner == Inner(64, "joint")
+    assert load(Wide, None, ["maybe.coupling=joint"]).maybe == Inner(32, "joint")
+    assert load(Wide, None, ["chosen.kind=fancy", "chosen.nested.width=4"]).chosen == Fancy(0.5, Inner(4))
+    assert load(Wide, None, ["chosen.kind=plain", "chosen.rate=2"]).chosen == Plain(2.0)
+    assert load(Wide, None, ["inner.width=1"]).inner == Inner(1)
+    assert {leaf.key: leaf.default for leaf in config.leaves(Wide)}["inner.width"] == 64
+
+
 def test_a_mapping_replaces_that_of_the_file_and_one_key_is_laid_over_it(folder: Path) -> None:
     with (folder / "job.yaml").open("a") as file:
         file.write("table: {x: 1, y: 2}\n")
