@@ -7,7 +7,7 @@ Three ways, the first that fits: a manifest.jsonl (of avgen sample or avgen toyb
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,13 @@ def find_clips(folder: Path, suite: Suite) -> list[Found]:
     return found
 
 
+def models_of(folder: Path, found: Sequence[Found]) -> tuple[str, ...]:
+    """Fingerprints of the models that made these clips, as far as avgen sample's manifest says."""
+    used = {one.path for one in found}
+    made_by = {folder / str(said.get("file")): said.get("model") for said in whole_lines(folder / "manifest.jsonl")}
+    return tuple(sorted({str(model) for path, model in made_by.items() if model and path in used}))
+
+
 Known = dict[str, dict[int, Path]]  # prompt's id -> seed -> file
 
 
@@ -54,7 +61,10 @@ def by_manifest(folder: Path, suite: Suite) -> Known:
     known: Known = {}
     for said in whole_lines(folder / "manifest.jsonl"):
         name, file = str(said.get("id", "")), said.get("file") or said.get("path")
-        if name in ids and isinstance(file, str):
+        if said.get("replaced"):  # avgen sample takes a line back before another clip takes its file's place
+            seed = int(said.get("seed", 0))
+            known.get(str(said.get("name", "")).removesuffix(f"_s{seed}"), {}).pop(seed, None)
+        elif name in ids and isinstance(file, str):
             known.setdefault(name, {})[int(said.get("seed", 0))] = folder / file
     return known
 

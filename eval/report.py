@@ -94,6 +94,7 @@ def write_report(config: ReportConfig) -> Path:
         "title": config.title or f"{suite['name']}: {' and '.join(run.name for run in runs)}",
         "about": f"Suite {suite['name']} ({suite['prompts']} prompts), {suite['clips']} clips"
         + (f", {suite['missing']} missing" if suite.get("missing") else "")
+        + (f", made by {len(suite['models'])} models" if len(suite.get("models", ())) > 1 else "")
         + f". avgen {runs[0].summary['made_with'].get('avgen', '')}.",
         "metrics": metrics,
         "headline": headline,

@@ -22,7 +22,7 @@ from avgen import __version__
 from avgen.config import to_plain
 from avgen.lines import file_hash
 from eval import registry
-from eval.clips import Found, find_clips
+from eval.clips import Found, find_clips, models_of
 from eval.config import EvalConfig
 from eval.metric import SetMetric
 from eval.pool import Died, spread
@@ -46,6 +46,7 @@ class Plan:
     cells: tuple[tuple[Cell, ...], ...]
     cache: Path
     decoder: str
+    models: tuple[str, ...]  # that made the clips, where that is known
 
     def entry(self, job: Job) -> Path:
         """The cache file of a clip: same bytes, same prompt, same seed, same decoder."""
@@ -67,7 +68,8 @@ def planned(config: EvalConfig) -> Plan:
     scorer = Scorer(names, config.setup, config.nulls, config.ceiling, config.strict_licence, config.seed, suite.ideal)
     jobs = jobs_of(found, {prompt.id: prompt for prompt in suite.prompts})
     cells = tuple(tuple(scorer.cells(job)) for job in jobs)
-    return Plan(suite, scorer, jobs, cells, config.cache or config.out / "cache", decoder())
+    models = models_of(config.clips, found)
+    return Plan(suite, scorer, jobs, cells, config.cache or config.out / "cache", decoder(), models)
 
 
 def jobs_of(found: Sequence[Found], prompts: Mapping[str, Prompt]) -> tuple[Job, ...]:
@@ -261,6 +263,7 @@ def summary_of(
             "prompts": len(prompts),
             "clips": len(lines),
             "missing": sum(not line["sha256"] for line in lines),
+            "models": list(plan.models),
         },
         "metrics": metrics,
         "sets": sets,

@@ -13,6 +13,8 @@ def table(summary: dict[str, Any]) -> Any:
 
     suite = summary["suite"]
     title = f"{suite['name']}: {suite['clips']} clips of {suite['prompts']} prompts, {suite['missing']} missing"
+    if len(suite.get("models", ())) > 1:  # a job that was stopped after it had begun anew with another
+        title += f"; made by {len(suite['models'])} models"
     shown = Table(title=title, title_justify="left")
     for column in ("metric", "", "mean", "95 %", "unit", "n", "coverage", "null", "ceiling"):
         left = column in ("metric", "unit", "")

@@ -137,8 +137,7 @@ class Watch:
         """What to log, and the alarms: on the first process; every process must call it."""
         run, objective = self.run, self.run.objective
         assert isinstance(objective, Preference)
-        assert self.codecs is not None
-        with uncompiled(), on_device(self.codecs, run.model.device):
+        with uncompiled():
             if not self.looked:
                 with objective.reference() as reference:
                     self.reference = self.traits(reference)
@@ -183,4 +182,5 @@ class Watch:
         }
         made = generated(model, batch, noise, config)
         assert self.codecs is not None
-        return [clip_of(batch, made, row, self.codecs) for row in range(batch.size)]
+        with on_device(self.codecs, device):
+            return [clip_of(batch, made, row, self.codecs) for row in range(batch.size)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -20,15 +20,17 @@ from avgen.train.config import TrainConfig
 from avgen.train.metrics import gradient_norms
 from avgen.train.parallel import clip, reduce_whole_gradients, sync_gradients
 from avgen.train.run import Run, prepare, save
-from avgen.train.samples import Codecs, sample
+from avgen.train.samples import Codecs, folder_of, sample
 from avgen.train.step import Draw, Whole, draw
-from avgen.train.trackers import Journal, Screen
+from avgen.train.trackers import METRICS, Journal, Screen, read_metrics
 from avgen.train.validate import told_apart, validate
 from avgen.train.watch import Fault, Stopped, write_fault
 from avgen.types import Batch
 
 if TYPE_CHECKING:
     from avgen.prefer.source import PairSource
+
+LOOKS = ("validation", "samples", "cheating")
 
 
 def train(
@@ -68,14 +70,16 @@ def train(
         reading = read_steps(source, order, share, first, config.steps, config.data.workers)
         run.meter.clear()
         save_due = stopping = False
+        if first:
+            look(run, held_out, codecs, judges, watch, journal, screen, unseen(run))
         while run.step < config.steps and not stopping:
             with run.meter.waiting():
                 micro_batches = next(reading)
             optimise(run, micro_batches, share)
             # asked once: a signal that comes after this lets one more step be taken, and saved
             last, stopping = run.step == config.steps, run.stopping
-            log_due, validation_due = (last or run.step % n == 0 for n in (config.log_every, config.validate_every))
-            log_due = log_due or stopping  # whoever goes on begins with an empty meter
+            # whoever goes on begins with an empty meter
+            log_due = last or stopping or run.step % config.log_every == 0
             save_due = save_due or run.step % config.save_every == 0 or last or stopping
             if log_due or save_due:
                 seen = run.meter.read(run.accelerator)
@@ -91,20 +95,48 @@ def train(
                 if save_due and (last or stopping or not run.guard.doubtful):
                     save(run)
                     save_due = False
-                if validation_due:
-                    journal.write(run.step, held_out_line(run, held_out, judges))
-                if codecs is not None and config.samples.due(run.step, last):
-                    sheet = sample(run, held_out, codecs)
-                    if sheet is not None:
-                        journal.picture(run.step, "samples", sheet)
-                if watch.due(run.step, last):
-                    line, alarms = watch.look()
-                    journal.write(run.step, line)
-                    screen.alarm(run.step, alarms)
+                look(run, held_out, codecs, judges, watch, journal, screen, LOOKS)
             screen.step(run.step)
     if said := record.finish(config, run.accelerator, run.meter, held_before, first):
         console.print(said, highlight=False)
     return run
+
+
+def look(
+    run: Run,
+    held_out: Source,
+    codecs: Codecs | None,
+    judges: PairSource | None,
+    watch: Watch,
+    journal: Journal,
+    screen: Screen,
+    wanted: Collection[str],
+) -> None:
+    """What this step owes besides learning: held-out loss, samples, the watch for cheating."""
+    config, last = run.config, run.step == run.config.steps
+    if "validation" in wanted and (last or run.step % config.validate_every == 0):
+        journal.write(run.step, held_out_line(run, held_out, judges))
+    if "samples" in wanted and codecs is not None and config.samples.due(run.step, last):
+        sheet = sample(run, held_out, codecs)
+        if sheet is not None:
+            journal.picture(run.step, "samples", sheet)
+    if "cheating" in wanted and watch.due(run.step, last):
+        line, alarms = watch.look()
+        journal.write(run.step, line)
+        screen.alarm(run.step, alarms)
+
+
+def unseen(run: Run) -> set[str]:
+    """Which looks the step that a run goes on from does not have yet: it was saved before them, and then it ended."""
+    metrics = run.config.out / METRICS
+    lines = read_metrics(metrics) if metrics.exists() else []
+    named = {name.split("/")[0] for line in lines if line["step"] == run.step for name in line}
+    missing = {
+        "validation": "held_out" not in named,
+        "samples": not folder_of(run).exists(),
+        "cheating": "cheating" not in named,
+    }
+    return set(run.processes.agreed(" ".join(name for name, absent in missing.items() if absent)).split())
 
 
 def held_out_line(run: Run, held_out: Source, judges: PairSource | None) -> dict[str, float]:

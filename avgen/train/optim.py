@@ -60,7 +60,8 @@ class Optimizers:
         for name, part, rates in zip(self.moves, self.parts, self.rates, strict=True):
             for group, rate in zip(part.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            move(part, norms[name] > 0)
+            if name in norms:  # else no weight of it has a gradient
+                move(part, norms[name] > 0)
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:

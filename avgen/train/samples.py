@@ -49,7 +49,7 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     wanted = [(task, place) for task in fits for place in places if fits[task][place]]
     if not wanted:
         return None
-    final = run.config.out / FOLDER / f"step_{run.step:06d}"
+    final = folder_of(run)
     draft = final.with_name(f".{final.name}.part")
     if processes.rank == 0:
         shutil.rmtree(draft, ignore_errors=True)
@@ -58,7 +58,7 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     drawn: dict[int, Image.Image] = {}
     back = run.average.swapped(run.model)
     try:
-        with uncompiled(), on_device(codecs, run.model.device):
+        with uncompiled():
             together = at_once(run.config, processes.readers, rows_of(run.config))
             for numbers, counts in shared(len(wanted), processes.reader, processes.readers, together):
                 made = made_of(run, held_out, codecs, [wanted[i] for i in numbers])
@@ -78,6 +78,11 @@ def sample(run: Run, held_out: Source, codecs: Codecs) -> Image.Image | None:
     return sheet
 
 
+def folder_of(run: Run) -> Path:
+    """Of the samples of a run's step."""
+    return run.config.out / FOLDER / f"step_{run.step:06d}"
+
+
 def made_of(run: Run, held_out: Source, codecs: Codecs, wanted: list[tuple[str, int]]) -> list[tuple[Clip, str]]:
     """Clips of any tasks in one batch, with their captions."""
     config, device = run.config, run.model.device
@@ -89,7 +94,8 @@ def made_of(run: Run, held_out: Source, codecs: Codecs, wanted: list[tuple[str, 
         for m, s in batch.streams.items()
     }
     made = generated(run.model, batch, noise, config)
-    return [(clip_of(batch, made, row, codecs), caption) for row, caption in enumerate(captions)]
+    with on_device(codecs, device):
+        return [(clip_of(batch, made, row, codecs), caption) for row, caption in enumerate(captions)]
 
 
 def rows_of(config: TrainConfig) -> int:
@@ -132,7 +138,7 @@ def real(stream: Stream, made: Tensor, row: int) -> Tensor:
 
 @contextmanager
 def on_device(codecs: Codecs, device: torch.device) -> Iterator[None]:
-    """Codecs beside the model while clips are made, and back where they were.
+    """Codecs beside the model while they decode, and back where they were: held-out clips may be encoded by the same.
 
     A host takes minutes for a clip of a large decoder, whose weights would take memory from every training step.
     """

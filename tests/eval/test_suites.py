@@ -13,7 +13,7 @@ from avgen.__main__ import main
 from avgen.data.toybox import ToyboxConfig, parse
 from avgen.data.toybox.reader import read_events, score_caption
 from avgen.sample.inputs import Request, read_requests
-from eval.clips import find_clips
+from eval.clips import find_clips, models_of
 from eval.prompts import PromptsConfig, write_prompts
 from eval.suites import READERS, Suite, read_suite, toybench
 from eval.suites.published import JAVIS_AXES
@@ -294,3 +294,21 @@ def test_a_folder_without_the_suites_clips_says_how_they_are_found(tmp_path: Pat
         find_clips(touched(tmp_path / "clips", "other.mp4"), suite)
     with pytest.raises(ValueError, match="no such folder"):
         find_clips(tmp_path / "nowhere", suite)
+
+
+def test_a_job_half_done_anew_is_told(tmp_path: Path) -> None:
+    """avgen sample takes a line back before another clip takes the place of its file."""
+    (tmp_path / "p.csv").write_text("id,prompt\na,A bell\nb,A lamp\nc,A drum\n")
+    suite, clips = (
+        read_suite("plain", tmp_path / "p.csv"),
+        touched(tmp_path / "clips", "a_s3.mp4", "b_s3.mp4", "c_s3.mp4"),
+    )
+    lines: list[dict[str, Any]] = [
+        {"name": f"{i}_s3", "id": i, "seed": 3, "file": f"{i}_s3.mp4", "model": "one"} for i in "abc"
+    ]
+    lines += [{"name": "b_s3", "seed": 3, "replaced": True}, {**lines[1], "model": "two"}]
+    lines += [{"name": "c_s3", "seed": 3, "replaced": True}]  # and then it was killed
+    (clips / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = find_clips(clips, suite)
+    assert [one.path and one.path.name for one in found] == ["a_s3.mp4", "b_s3.mp4", None]
+    assert models_of(clips, found) == ("one", "two")

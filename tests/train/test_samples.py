@@ -136,6 +136,18 @@ def test_codecs_stand_beside_the_model_while_clips_are_made(tmp_path):
     assert np.array_equal(np.asarray(sheet), np.asarray(sample(run, Clips(), CODECS)))
 
 
+def test_held_out_clips_may_be_encoded_by_the_codecs_that_decode(tmp_path):
+    """The toybox's are: where their codecs stood beside the model meanwhile, they could not read media on the host."""
+
+    class Encoded(Clips):
+        def batch(self, indices):
+            assert {codec.weight.device.type for codec in codecs} == {"meta"}
+            return super().batch(indices)
+
+    codecs = tuple(Elsewhere(codec) for codec in CODECS)
+    assert sample(prepare(config(tmp_path, samples=OFTEN)), Encoded(), codecs) is not None
+
+
 def test_what_a_kill_left_over_is_cleared_away(tmp_path):
     run = prepare(config(tmp_path, samples=OFTEN))
     left = tmp_path / "samples" / ".step_000000.part" / "junk.mp4"

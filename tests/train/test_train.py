@@ -129,6 +129,18 @@ def test_a_step_is_saved_before_it_is_validated(tmp_path):
         train(config(tmp_path, validate_every=3, save_every=3), Clips(), Large(), quiet())
     assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step_00000003"]
 
+    def judged() -> list[float]:
+        return [line["step"] for line in read_metrics(tmp_path / METRICS) if "held_out/t2av/video" in line]
+
+    # who goes on makes up for it, in the middle and at the end
+    with pytest.raises(MemoryError):
+        train(config(tmp_path, steps=3, validate_every=3, save_every=3), Clips(), Large(), quiet())
+    train(config(tmp_path, steps=3, validate_every=3, save_every=3), Clips(), Clips(), quiet())
+    assert judged() == [3]
+    for _ in range(2):
+        train(config(tmp_path, validate_every=3, save_every=3), Clips(), Clips(), quiet())
+        assert judged() == [3, 6]
+
 
 def test_a_run_goes_on_with_another_attention_kernel_but_not_as_another_model(tmp_path):
     before = train(config(tmp_path, steps=2), Clips(), Clips(), quiet())
