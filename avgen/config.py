@@ -436,6 +436,7 @@ def _checked(
             if equals and value not in (*offered[bare], "null"):
                 named = ", ".join(offered[bare])
                 raise ConfigError(bare, f"no option {value!r}; {_suggest(value, offered[bare])} (offered: {named})")
+            composing = [word for word in composing if word != f"~{bare}"]  # the last one counts
             composing.append(f"~{bare}" if value == "null" else _parsed(override))
         elif bare in schema and equals and _is_text(schema[bare].hint):
             if value != "null":

@@ -472,3 +472,4 @@ def test_no_option_of_a_group() -> None:
 
     assert load(TrainConfig, "train", ["recipe=toybox", "parallel=null"]).parallel.strategy == "ddp"
     assert load(TrainConfig, "train", ["recipe=toybox", "model=small"]).model.video.width > 192
+    assert load(TrainConfig, "train", ["recipe=null", "recipe=toybox"]).steps == 2100
