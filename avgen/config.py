@@ -337,7 +337,7 @@ def groups(name: str | None, config_dir: Path | None = None) -> dict[str, list[s
         for group in entry if isinstance(entry, dict) else ():
             clean = group.removeprefix("optional ").split("@")[0].strip("/ ")
             if not clean.startswith("override "):
-                found[clean] = sorted({f.stem for folder in folders for f in (folder / clean).glob("*.yaml")})
+                found[clean] = _choices(clean, folders)
     return found
 
 
@@ -526,7 +526,11 @@ def _folders(config_dir: Path | None) -> list[Path]:
 def _options(folders: Sequence[Path]) -> dict[str, list[str]]:
     """Every folder of YAML files by name, with what it offers, asked for by the root file or not."""
     names = {path.parent.name for folder in folders for path in folder.glob("*/*.yaml")}
-    return {name: sorted({f.stem for folder in folders for f in (folder / name).glob("*.yaml")}) for name in names}
+    return {name: _choices(name, folders) for name in names}
+
+
+def _choices(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
 def _quoted(text: str) -> str:

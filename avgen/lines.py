@@ -49,6 +49,18 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
+def standing_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a manifest, each clip's last line, which speaks of the file that is there, unless it was taken back."""
+    found: dict[Any, dict[str, Any]] = {}
+    for line in whole_lines(path):
+        which = line.get("name") or line.get("file") or line.get("path"), line.get("seed")
+        if line.get("replaced"):
+            found.pop(which, None)
+        else:
+            found[which] = line
+    return list(found.values())
+
+
 def whole_lines(path: Path) -> list[dict[str, Any]]:
     """None where there is no file; a line that a kill cut short is not there."""
     found = []

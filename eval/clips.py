@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from avgen.lines import whole_lines
+from avgen.lines import standing_lines
 from eval.suites import Suite
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".m4a", ".wav")
@@ -49,8 +49,8 @@ def find_clips(folder: Path, suite: Suite) -> list[Found]:
 def models_of(folder: Path, found: Sequence[Found]) -> tuple[str, ...]:
     """Fingerprints of the models that made these clips, as far as avgen sample's manifest says."""
     used = {one.path for one in found}
-    made_by = {folder / str(said.get("file")): said.get("model") for said in whole_lines(folder / "manifest.jsonl")}
-    return tuple(sorted({str(model) for path, model in made_by.items() if model and path in used}))
+    lines = [said for said in standing_lines(folder / "manifest.jsonl") if said.get("model")]
+    return tuple(sorted({str(said["model"]) for said in lines if folder / str(said.get("file")) in used}))
 
 
 Known = dict[str, dict[int, Path]]  # prompt's id -> seed -> file
@@ -59,12 +59,9 @@ Known = dict[str, dict[int, Path]]  # prompt's id -> seed -> file
 def by_manifest(folder: Path, suite: Suite) -> Known:
     ids = {prompt.id for prompt in suite.prompts}
     known: Known = {}
-    for said in whole_lines(folder / "manifest.jsonl"):
+    for said in standing_lines(folder / "manifest.jsonl"):
         name, file = str(said.get("id", "")), said.get("file") or said.get("path")
-        if said.get("replaced"):  # avgen sample takes a line back before another clip takes its file's place
-            seed = int(said.get("seed", 0))
-            known.get(str(said.get("name", "")).removesuffix(f"_s{seed}"), {}).pop(seed, None)
-        elif name in ids and isinstance(file, str):
+        if name in ids and isinstance(file, str):
             known.setdefault(name, {})[int(said.get("seed", 0))] = folder / file
     return known
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avgen.data.buckets import Bucket, Schedule, Shape, scrambled, shared, uniform_of
+from avgen.data.buckets import Bucket, Schedule, Shape, shared, uniform_of
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.stream import At
 from avgen.models.text import bytes_of
@@ -232,12 +232,6 @@ def held_out(files: Sequence[str], share: float) -> np.ndarray:
     It follows from a file's path alone, so every store and every mix keeps the same ones out.
     """
     return np.array([uniform_of("held out", file) < share for file in files], dtype=bool)
-
-
-def hashed(numbers: np.ndarray, *purpose: str) -> np.ndarray:
-    """A uint64 of each number that follows from it and the purpose alone."""
-    with np.errstate(over="ignore"):
-        return scrambled(numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(word_of(*purpose)))
 
 
 def check_alike(stores: Sequence[Store]) -> None:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avgen.config import to_plain
 from avgen.data.media import MediaError
-from avgen.lines import append_line, whole_lines
+from avgen.lines import append_line, standing_lines
 from avgen.ranks import this_process
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import Form, Request, read_requests
@@ -258,15 +258,8 @@ def say(console: Console, line: dict[str, Any], made: Made) -> None:
 
 
 def read_manifest(out: Path) -> list[dict[str, Any]]:
-    """The lines of whole clips; of each clip the last one, which speaks of the file that is there."""
-    found: dict[Any, dict[str, Any]] = {}
-    for line in whole_lines(out / MANIFEST):
-        which = (line.get("name", line.get("file")), line.get("seed"))
-        if line.get("replaced"):
-            found.pop(which, None)
-        else:
-            found[which] = line
-    return list(found.values())
+    """The lines of whole clips."""
+    return standing_lines(out / MANIFEST)
 
 
 def tidy(out: Path, jobs: Sequence[Job]) -> None:

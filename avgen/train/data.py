@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import torch
 
 from avgen.config import ConfigError, build, fingerprint
 from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
-from avgen.data.store_source import Part, Rows, StoreSource, check_alike, hashed, mixed
+from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
 from avgen.data.stream import Order, Source
 from avgen.data.toybox import Toybox
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
@@ -151,10 +150,10 @@ def judged(store: Store, rows: Sequence[int]) -> tuple[int, ...]:
     A store lists its sources one after another, and of a file several windows together: the first rows of it would be a
     few files of one source.
     """
-    places = np.asarray(rows, dtype=np.int64)
-    files = store.files()[1][places]
-    shuffled = np.lexsort((hashed(places, "windows to judge by"), hashed(files, "files to judge by")))
-    return in_rounds(places[shuffled].tolist(), dict(zip(places.tolist(), files.tolist(), strict=True)).__getitem__)
+    paths = store.take(rows, ["path"])["path"].to_pylist()
+    items = list(zip(paths, rows, strict=True))
+    items.sort(key=lambda item: (uniform_of("files to judge by", item[0]), uniform_of("windows to judge by", item[1])))
+    return tuple(row for _, row in in_rounds(items, lambda item: item[0]))
 
 
 def in_rounds(items: Sequence[Item], group: Callable[[Item], Hashable]) -> tuple[Item, ...]:
