@@ -68,10 +68,10 @@ def train(
         order = order or InTurn(config.batch)
         watch = Watch(run, held_out, codecs)
         reading = read_steps(source, order, share, first, config.steps, config.data.workers)
-        run.meter.clear()
-        save_due = stopping = False
         if first:
             look(run, held_out, codecs, judges, watch, journal, screen, unseen(run))
+        run.meter.clear()
+        save_due = stopping = False
         while run.step < config.steps and not stopping:
             with run.meter.waiting():
                 micro_batches = next(reading)
