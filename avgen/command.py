@@ -19,19 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from avgen.config import (
-    UNSET,
-    Composed,
-    ConfigError,
-    Leaf,
-    compose,
-    groups,
-    leaves,
-    load,
-    nested_dataclasses,
-    to_plain,
-    type_name,
-)
+from avgen.compose import Composed, compose, groups, load
+from avgen.config import UNSET, ConfigError, Leaf, leaves, nested_dataclasses, to_plain, type_name
 
 T = TypeVar("T")
 

@@ -65,7 +65,8 @@ def test_a_mistyped_key_ends_with_2_and_one_line_that_names_the_right_one() -> N
 def test_show_prints_a_configuration_that_builds_again() -> None:
     from omegaconf import OmegaConf
 
-    from avgen.config import build, load
+    from avgen.compose import load
+    from avgen.config import build
     from avgen.demo.config import DemoConfig
 
     done = avgen("demo", "world.fps=12", "--show")

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from avgen import config
+from avgen import compose
 from avgen.__main__ import VERBS
 from avgen.command import field_comments, help_text
-from avgen.config import ConfigError, build, fingerprint, load, to_plain
+from avgen.compose import load
+from avgen.config import UNSET, ConfigError, build, fingerprint, leaves, to_plain
 from tests.conftest import ROOT
 
 
@@ -89,7 +90,7 @@ EVERYTHING = st.builds(
     inner=INNERS,
     optimiser=st.builds(Plain, FLOATS, st.just("plain")) | st.builds(Fancy, FLOATS, INNERS, st.just("fancy")),
     maybe=st.none() | st.integers(),
-    either=st.integers() | FLOATS | st.text().filter(lambda t: t != config.UNSET),
+    either=st.integers() | FLOATS | st.text().filter(lambda t: t != UNSET),
     auto=st.just("auto") | st.integers(),
     switch=st.booleans(),
     shape=st.sampled_from(Shape),
@@ -104,7 +105,7 @@ EVERYTHING = st.builds(
 GOOD: dict[str, Any] = {"whole": 1, "ratio": 2.0, "name": "x", "inner": {}, "optimiser": {"kind": "plain", "rate": 1.0}}
 
 
-@given(EVERYTHING.filter(lambda e: e.name != config.UNSET))
+@given(EVERYTHING.filter(lambda e: e.name != UNSET))
 def test_a_dataclass_survives_json_and_back(value: Everything) -> None:
     rebuilt = build(Everything, json.loads(json.dumps(to_plain(value))))
     assert rebuilt == value
@@ -127,7 +128,7 @@ class Scalars:
     text: str = ""
 
 
-VALUES = {bool: st.booleans(), int: st.integers(), float: FLOATS, str: st.text().filter(lambda t: t != config.UNSET)}
+VALUES = {bool: st.booleans(), int: st.integers(), float: FLOATS, str: st.text().filter(lambda t: t != UNSET)}
 
 
 @given(st.sampled_from(["truth", "whole", "ratio", "text"]), st.data())
@@ -144,12 +145,12 @@ def test_nothing_is_coerced_but_an_int_to_a_float(name: str, data: st.DataObject
                 build(Scalars, {name: value})
 
 
-@given(st.sampled_from([leaf.key for leaf in config.leaves(Everything)]), st.data())
+@given(st.sampled_from([leaf.key for leaf in leaves(Everything)]), st.data())
 def test_a_letter_lost_is_found_again(key: str, data: st.DataObject) -> None:
     lost = data.draw(st.integers(0, len(key) - 1).filter(lambda i: key[i] != "."))
     typo = key[:lost] + key[lost + 1 :]
     with pytest.raises(ConfigError, match=r"nearest valid one is (\S+)") as refused:
-        config._checked(Everything, [f"{typo}=1"], {}, {}, rooted=True)
+        compose._checked(Everything, [f"{typo}=1"], {}, {}, rooted=True)
     assert f"nearest valid one is {key}" in str(refused.value)
 
 
@@ -226,7 +227,7 @@ def test_a_key_of_a_section_leaves_the_others_as_the_section_has_them() -> None:
     assert load(Wide, None, ["chosen.kind=fancy", "chosen.nested.width=4"]).chosen == Fancy(0.5, Inner(4))
     assert load(Wide, None, ["chosen.kind=plain", "chosen.rate=2"]).chosen == Plain(2.0)
     assert load(Wide, None, ["inner.width=1"]).inner == Inner(1)
-    assert {leaf.key: leaf.default for leaf in config.leaves(Wide)}["inner.width"] == 64
+    assert {leaf.key: leaf.default for leaf in leaves(Wide)}["inner.width"] == 64
 
 
 def test_a_mapping_replaces_that_of_the_file_and_one_key_is_laid_over_it(folder: Path) -> None:
@@ -252,7 +253,7 @@ def test_a_mapping_replaces_that_of_the_file_and_one_key_is_laid_over_it(folder:
 
 
 @settings(max_examples=40)  # each composes a file
-@given(st.text().filter(lambda t: t not in (config.UNSET, "null") and "\x00" not in t))
+@given(st.text().filter(lambda t: t not in (UNSET, "null") and "\x00" not in t))
 @example("a ${b}, a \\${b} and a \\\\${b}")
 @example("${text}")
 def test_text_is_taken_as_typed(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
@@ -318,7 +319,7 @@ def test_a_command_without_a_file_builds_its_overrides_alone() -> None:
 
 def test_help_shows_every_key_its_value_now_its_type_and_its_comment(folder: Path) -> None:
     text = help_text(Everything, "job", ["recipe=big"], folder, "does a job", ["avgen job name=x"], "job")
-    for leaf in config.leaves(Everything):
+    for leaf in leaves(Everything):
         assert f"  {leaf.key}=" in text
     assert "inner.width=64" in text
     unwrapped = " ".join(text.split())
@@ -338,7 +339,7 @@ def schema_of(verb: Any) -> type:
 
 def combinations(name: str) -> list[list[str]]:
     """The root alone, and with each option of each of its groups."""
-    return [[]] + [[f"{group}={option}"] for group, options in config.groups(name).items() for option in options]
+    return [[]] + [[f"{group}={option}"] for group, options in compose.groups(name).items() for option in options]
 
 
 CHOSEN = {
@@ -353,14 +354,14 @@ CHOSEN = {
 
 def for_lack_of_a_default(verb: Any, overrides: list[str]) -> list[str]:
     """What a user must say: keys that the files leave open, or never mention."""
-    mapping = config.compose(schema_of(verb), verb.config, overrides).mapping
+    mapping = compose.compose(schema_of(verb), verb.config, overrides).mapping
     found = []
     for key, value in CHOSEN.get(verb.name, {}).items():
         section, name = mapping, key
         while "." in name:
             head, name = name.split(".", 1)
             section = section.get(head, {})
-        if section.get(name, config.UNSET if verb.name == "prepare" else None) == config.UNSET:
+        if section.get(name, UNSET if verb.name == "prepare" else None) == UNSET:
             found.append(f"{key}={value}")
     return found
 
@@ -376,7 +377,7 @@ def test_every_yaml_file_belongs_to_a_command() -> None:
         file
         for verb in COMMANDS
         for overrides in combinations(verb.config)
-        for _, file in config.compose(schema_of(verb), verb.config, overrides).files
+        for _, file in compose.compose(schema_of(verb), verb.config, overrides).files
     }
     assert set((ROOT / "configs").rglob("*.yaml")) == reached
 
@@ -438,7 +439,7 @@ def test_a_key_that_is_only_checked_counts_as_unread() -> None:
 
 @pytest.mark.parametrize("verb", COMMANDS, ids=lambda v: v.name)
 def test_every_key_has_a_meaning_in_help(verb: Any) -> None:
-    for leaf in config.leaves(schema_of(verb)):
+    for leaf in leaves(schema_of(verb)):
         if leaf.name != "kind":
             assert field_comments(leaf.owner)[leaf.name], f"say beside {leaf.owner.__name__}.{leaf.name} what it means"
 

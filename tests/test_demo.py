@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from avgen import command
-from avgen.config import load
+from avgen.compose import load
 from avgen.data.media import probe
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.demo import learned

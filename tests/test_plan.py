@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from avgen import command
-from avgen.config import config_root, load
+from avgen.compose import config_root, load
 from avgen.models.cost import parameters
 from avgen.plan import (
     AUDIO_CODECS,

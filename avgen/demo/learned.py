@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from avgen.config import fingerprint, load
+from avgen.compose import load
+from avgen.config import fingerprint
 from avgen.data.toybox import ToyboxConfig, ToyClip
 from avgen.data.toybox.world import Split
 from avgen.demo.config import DemoConfig

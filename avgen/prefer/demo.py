@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avgen import __version__, command
-from avgen.config import load, to_plain
+from avgen.compose import load
+from avgen.config import to_plain
 from avgen.prefer.__main__ import MINED
 from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
 

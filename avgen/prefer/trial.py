@@ -19,7 +19,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from avgen.command import typed
-from avgen.config import fingerprint, load, to_plain
+from avgen.compose import load
+from avgen.config import fingerprint, to_plain
 from avgen.models.compilation import words_without_compiler
 from avgen.models.identity import folder_mark
 from avgen.prefer.config import PreferConfig

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from avgen import command
-from avgen.config import ConfigError, load
+from avgen.compose import load
+from avgen.config import ConfigError
 from avgen.plan import (
     WIDEST,
     Plan,

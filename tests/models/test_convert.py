@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 
-from avgen.config import load
+from avgen.compose import load
 from avgen.models.architecture import BridgeConfig, ModelConfig, TextConfig, TowerConfig
 from avgen.models.convert import (
     export_wan,

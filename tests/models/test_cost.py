@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from avgen.config import build, config_root
+from avgen.compose import config_root
+from avgen.config import build
 from avgen.models import dit
 from avgen.models.architecture import COUPLINGS, ModelConfig, TextConfig
 from avgen.models.cost import (

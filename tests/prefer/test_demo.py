@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from avgen.config import load, to_plain
+from avgen.compose import load
+from avgen.config import to_plain
 from avgen.data.media import read_clip
 from avgen.data.toybox import parse
 from avgen.data.toybox.reader import read_events

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from avgen import command, plan
-from avgen.config import ConfigError, load
+from avgen.compose import load
+from avgen.config import ConfigError
 from avgen.models.cost import parameters
 from avgen.models.dit import AVTransformer
 from avgen.plan import PlanConfig, Rate, batch_of

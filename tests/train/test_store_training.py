@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from avgen.config import ConfigError, load
+from avgen.compose import load
+from avgen.config import ConfigError
 from avgen.data.store_source import StoreSource
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import ToyboxSource
