@@ -7,23 +7,21 @@ docs/data.md describes the format.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from avgen.data.tables import SUFFIXES, ManifestError, Row, encodable, read_rows, shown, write_lines, write_rows
 
 Kind = Literal["joint", "video", "audio", "speech"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 PICTURE_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv"),
     *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".mxf", ".ogv", ".gif"),
@@ -53,10 +51,6 @@ def _known(name: str) -> str | None:
 
 def _plain(name: str) -> str:
     return name.strip().lower()
-
-
-class ManifestError(ValueError):
-    """A manifest, or a row of one, that cannot be read. The message names file, line, value and rule."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +98,6 @@ class BadRow:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One row as it stands in the file."""
-
-    where: str
-    values: Mapping[str, Any]
-    text: str = ""  # of jsonl: the line itself
-    problem: str = ""
-
-
 def read_manifest(source: str | Path) -> Iterator[Record]:
     """The clips of a manifest file or folder, one after the other; the first bad row is an error."""
     for record in scan_manifest(source):
@@ -122,7 +106,7 @@ def read_manifest(source: str | Path) -> Iterator[Record]:
         for kind, text in record.captions:
             if not encodable(text):
                 raise ManifestError(
-                    f"{record.where}: the {kind} caption {_shown(text)} holds bytes that are not UTF-8: save the file "
+                    f"{record.where}: the {kind} caption {shown(text)} holds bytes that are not UTF-8: save the file "
                     f"as UTF-8, or let `avgen doctor` drop such rows"
                 )
         yield record
@@ -135,7 +119,7 @@ def scan_manifest(source: str | Path) -> Iterator[Record | BadRow]:
         yield from _folder(source)
         return
     meanings: dict[tuple[str, ...], dict[str, str]] = {}  # rows of one file have few different sets of columns
-    for row in _rows(source):
+    for row in read_rows(source):
         if row.problem:
             yield BadRow(row.where, row.problem)
             continue
@@ -166,7 +150,7 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> int:
     Paths inside the manifest's folder are written relative to it. In csv, extra columns become text.
     """
     path = Path(path)
-    return _write(path, (_as_row(record, path) for record in records))
+    return write_rows(path, (_as_row(record, path) for record in records), _MEANING)
 
 
 def copy_rows(source: str | Path, out: str | Path, keep: Callable[[int], bool]) -> int:
@@ -177,16 +161,17 @@ def copy_rows(source: str | Path, out: str | Path, keep: Callable[[int], bool]) 
     """
     source, out = manifest_file(source), Path(out)
     if source.is_dir():
-        return _write(out, (_as_row(clip, out) for number, clip in enumerate(_folder(source)) if keep(number)))
+        clips = (_as_row(clip, out) for number, clip in enumerate(_folder(source)) if keep(number))
+        return write_rows(out, clips, _MEANING)
     moved = source.resolve().parent != out.resolve().parent
     if source.suffix.lower() == ".jsonl" and out.suffix.lower() == ".jsonl" and not moved:
-        lines = (row.text for number, row in enumerate(_rows(source)) if keep(number))
-        return _write_text(out, (line + "\n" for line in lines))
-    rows = (row.values for number, row in enumerate(_rows(source)) if keep(number))
-    return _write(out, (_rebased(values, source.parent, out) for values in rows) if moved else rows)
+        lines = (row.text for number, row in enumerate(read_rows(source)) if keep(number))
+        return write_lines(out, (line + "\n" for line in lines))
+    rows = (row.values for number, row in enumerate(read_rows(source)) if keep(number))
+    return write_rows(out, (_rebased(values, source.parent, out) for values in rows) if moved else rows, _MEANING)
 
 
-def _record(row: _Row, meaning: Mapping[str, str], folder: Path) -> Record:
+def _record(row: Row, meaning: Mapping[str, str], folder: Path) -> Record:
     values: dict[str, list[tuple[str, Any]]] = {}
     extra: dict[str, Any] = {}
     for name, value in row.values.items():
@@ -338,149 +323,6 @@ def _rebased(values: Mapping[str, Any], folder: Path, out: Path) -> dict[str, An
     return moved
 
 
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        return _write_text(path, (_json_line(row) for row in rows))
-    if suffix not in (".csv", ".tsv"):
-        raise ManifestError(f"{path}: manifests are written as .csv, .tsv or .jsonl; change the suffix")
-    return _write_csv(path, rows, "\t" if suffix == ".tsv" else ",")
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    kept = {name: value for name, value in row.items() if value is not None or name not in _MEANING}
-    plain = json.dumps(kept, ensure_ascii=False, default=str)
-    return (plain if encodable(plain) else json.dumps(kept, default=str)) + "\n"
-
-
-def _write_text(path: Path, lines: Iterable[str]) -> int:
-    count = 0
-    with _whole(path) as file:
-        for line in lines:
-            file.write(line)
-            count += 1
-    return count
-
-
-def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], delimiter: str) -> int:
-    rows = iter(rows)
-    first = next(rows, None)
-    names = ["path"] if first is None else list(first)
-    count = 0
-    with _whole(path) as file:
-        writer = csv.writer(_Lines(file), delimiter=delimiter, lineterminator="\r\n")
-        writer.writerow(names)
-        for row in rows if first is None else chain((first,), rows):
-            if row.keys() != set(names):
-                other = sorted(row.keys() ^ set(names))[0]
-                raise ManifestError(f"{path}: column {other!r} is not in every row, as csv needs it: write .jsonl")
-            writer.writerow([_cell(row[name]) for name in names])
-            count += 1
-    return count
-
-
-@dataclass(frozen=True)
-class _Lines:
-    """Rows end in a plain newline; the csv module quotes a lone carriage return only if it ends rows with one."""
-
-    file: io.TextIOWrapper
-
-    def write(self, row: str) -> None:
-        self.file.write(row.removesuffix("\r\n") + "\n")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[io.TextIOWrapper]:
-    """A text file that takes its name only when everything is in it; bytes that were not UTF-8 go back as they were."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _rows(source: Path) -> Iterator[_Row]:
-    suffix = source.suffix.lower()
-    if suffix == ".parquet":
-        yield from _parquet_rows(source)
-        return
-    # errors="surrogateescape": one line in another encoding must not hide the rest
-    with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from _json_rows(source, file) if suffix == ".jsonl" else _csv_rows(source, file)
-
-
-def _json_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
-    for number, raw in enumerate(file, 1):
-        line = raw.rstrip("\r\n")
-        if not line.strip():
-            continue
-        where = f"{source} line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            yield _Row(where, {}, line, f"{_shown(line)} is not JSON ({error})")
-            continue
-        if isinstance(values, dict):
-            yield _Row(where, values, line)
-        else:
-            yield _Row(where, {}, line, f"{_shown(line)} is no JSON object: each line must be {{...}}")
-
-
-def _csv_rows(source: Path, file: Iterable[str]) -> Iterator[_Row]:
-    csv.field_size_limit(2**24)  # captions are long where people put dense ones; the default is 128 KiB
-    # strict: else a quotation mark left open makes one cell of all rows behind it, without a word
-    reader = csv.reader(file, delimiter="\t" if source.suffix.lower() == ".tsv" else ",", strict=True)
-    names = _cells(reader, f"{source} line 1")
-    if names is None:
-        raise ManifestError(f"{source} is empty: its first line must name the columns")
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise ManifestError(f"{source} line 1: two columns are named {double!r}: rename one")
-    while True:
-        where = f"{source} line {reader.line_num + 1}"
-        cells = _cells(reader, where)
-        if cells is None:
-            return
-        if not cells:
-            continue
-        problem = "" if len(cells) == len(names) else f"has {len(cells)} cells, the header names {len(names)} columns"
-        yield _Row(where, dict(zip(names, cells, strict=False)), problem=problem)
-
-
-def _cells(reader: Iterator[list[str]], where: str) -> list[str] | None:
-    try:
-        return next(reader, None)
-    except csv.Error as error:
-        raise ManifestError(f"{where}: {error}: is a quotation mark left open?") from error
-
-
-def _parquet_rows(source: Path) -> Iterator[_Row]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ManifestError(f"{source}: parquet needs pyarrow: pip install pyarrow, or save it as .jsonl") from error
-    import pyarrow
-
-    try:
-        with parquet.ParquetFile(source) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=4096):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield _Row(f"{source} row {number}", values)
-    except pyarrow.ArrowInvalid as error:
-        raise ManifestError(f"{source} cannot be read as parquet: {error}") from error
-
-
 def _folder(folder: Path) -> Iterator[Record]:
     """Every media file, in order of name; clip.txt beside clip.mp4 is its caption. Links to folders are followed, once.
 
@@ -515,20 +357,3 @@ def _not_listed(error: OSError) -> None:
         f"{error.filename} cannot be listed: {error.strerror}: its clips would be missing; make it readable, or move "
         "it away"
     ) from error
-
-
-def legible(text: str) -> str:
-    """Bytes that were no UTF-8 as a person can see them."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -28,10 +28,11 @@ import torch
 from avgen import __version__, command
 from avgen.config import ConfigError, fingerprint, to_plain
 from avgen.data.encode import Encoders, Media, NotFinite, looked_at, read_media
-from avgen.data.manifest import BadRow, Record, encodable, legible, manifest_file, scan_manifest
+from avgen.data.manifest import BadRow, Record, manifest_file, scan_manifest
 from avgen.data.media import MediaError
 from avgen.data.store import Header, Store, StoreError, check_installed
 from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch
+from avgen.data.tables import encodable, legible
 from avgen.data.windows import Cut, WindowRule
 from avgen.models.codec_files import CodecConfig
 from avgen.models.text_files import TextFiles

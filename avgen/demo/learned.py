@@ -33,7 +33,8 @@ from avgen.sample.judge import Estimate, Judge, Scored
 from avgen.sample.method import Method
 from avgen.sample.scores import Found, answers, judge_of, scored
 from avgen.sample.solvers import SolverConfig
-from avgen.train.config import ToyboxData, TrainConfig
+from avgen.train.config import TrainConfig
+from avgen.train.data_config import ToyboxData
 
 BATCH = 20  # clips made at once
 QUICK_STEPS = 4  # of training, and of the solver

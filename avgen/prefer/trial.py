@@ -24,7 +24,8 @@ from avgen.config import fingerprint, to_plain
 from avgen.models.compilation import words_without_compiler
 from avgen.models.identity import folder_mark
 from avgen.prefer.config import PreferConfig
-from avgen.train.config import ToyboxData, TrainConfig
+from avgen.train.config import TrainConfig
+from avgen.train.data_config import ToyboxData
 
 METRICS = "[toybox,picture,loudness]"
 # what must not get worse while the reward rises; the first five are in it

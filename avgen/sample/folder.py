@@ -16,7 +16,8 @@ from avgen.models.fit_codecs import load_or_fit
 from avgen.models.lora import fold_lora, load_lora
 from avgen.models.text_files import TextFiles
 from avgen.sample.pipeline import AVPipeline
-from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
+from avgen.train.config import TrainConfig
+from avgen.train.data_config import PairsData, StoreData, ToyboxData
 
 if TYPE_CHECKING:
     from avgen.data.store import Store

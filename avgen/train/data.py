@@ -26,7 +26,8 @@ from avgen.models.fit_codecs import load_or_fit
 from avgen.models.identity import folder_mark
 from avgen.prefer.pairs import read_pairs
 from avgen.train.checkpoint import checkpoints
-from avgen.train.config import PairsData, StoreData, ToyboxData, TrainConfig
+from avgen.train.config import TrainConfig
+from avgen.train.data_config import PairsData, StoreData, ToyboxData
 
 if TYPE_CHECKING:
     from avgen.prefer.source import PairSource

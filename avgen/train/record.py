@@ -18,8 +18,9 @@ from avgen import __version__
 from avgen.config import to_plain
 from avgen.models.cost import parameters
 from avgen.plan import predict
-from avgen.train.config import StoreData, TrainConfig
+from avgen.train.config import TrainConfig
 from avgen.train.data import READ, read_by
+from avgen.train.data_config import StoreData
 from avgen.train.metrics import Meter
 from avgen.train.trackers import METRICS, read_metrics
 

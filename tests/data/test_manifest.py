@@ -22,7 +22,6 @@ from avgen.data.manifest import (
     SOUND_SUFFIXES,
     BadRow,
     Captions,
-    ManifestError,
     Record,
     copy_rows,
     read_manifest,
@@ -30,6 +29,7 @@ from avgen.data.manifest import (
     write_manifest,
 )
 from avgen.data.media import probe
+from avgen.data.tables import ManifestError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 TEXTS = st.lists(TEXT | st.sampled_from(['["a"]', "[music] plays", "[]", '"', "a,b", " x "]), max_size=3).map(tuple)

@@ -17,7 +17,7 @@ from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
 from avgen.tasks import I2AV, T2AV, V2A, assign
-from avgen.train.config import ToyboxData, ToyboxShape
+from avgen.train.data_config import ToyboxData, ToyboxShape
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.run import prepare, save
 from avgen.train.validate import validate

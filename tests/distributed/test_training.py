@@ -11,14 +11,7 @@ from safetensors.torch import load_file
 
 from avgen.models.dit import AVTransformer
 from avgen.sample.solvers import SolverConfig
-from avgen.train.config import (
-    LoraConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PartRates,
-    PreferenceConfig,
-    SamplesConfig,
-)
+from avgen.train.config import LoraConfig, OptimizerConfig, ParallelConfig, PartRates, PreferenceConfig, SamplesConfig
 from avgen.train.step import drawn_tasks
 from tests.distributed import ranks, training
 from tests.models.factory import model

@@ -20,13 +20,13 @@ from avgen.train.config import (
     CheatingConfig,
     LoraConfig,
     OptimizerConfig,
-    PairsData,
     PreferenceConfig,
     SamplesConfig,
     TrackingConfig,
     TrainConfig,
 )
 from avgen.train.data import in_rounds, reading
+from avgen.train.data_config import PairsData
 from avgen.train.loop import train
 from avgen.train.run import export
 from tests.sample.factory import MODEL, clip, pipeline

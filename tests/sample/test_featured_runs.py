@@ -18,8 +18,8 @@ from avgen.models.text_files import TextFiles
 from avgen.sample.folder import open_pipeline
 from avgen.sample.method import Method
 from avgen.sample.solvers import SolverConfig
-from avgen.train.config import StoreData
 from avgen.train.data import reading
+from avgen.train.data_config import StoreData
 from avgen.train.loop import train
 from avgen.train.run import export
 from tests.data.test_prepare import clips as clips  # a fixture

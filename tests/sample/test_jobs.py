@@ -381,7 +381,8 @@ def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
     """From the run's folder or the model in it: the model with the codecs and the form it was trained with."""
     from avgen.sample import folder
     from avgen.sample.folder import open_pipeline
-    from avgen.train.config import ToyboxData, TrainConfig
+    from avgen.train.config import TrainConfig
+    from avgen.train.data_config import ToyboxData
     from avgen.train.record import begin
     from avgen.train.run import export, prepare
     from tests.sample.factory import MODEL

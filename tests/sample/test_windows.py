@@ -21,7 +21,8 @@ from avgen.sample.pipeline import AVPipeline
 from avgen.sample.restore import faded, units
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.windows import OVERLAP, REMADE, spans
-from avgen.train.config import ToyboxData, ToyboxShape, TrainConfig
+from avgen.train.config import TrainConfig
+from avgen.train.data_config import ToyboxData, ToyboxShape
 from avgen.types import TimeGrid
 from tests.sample.factory import MODEL, files, pipeline
 

@@ -11,7 +11,8 @@ import torch
 from einops import repeat
 from rich.console import Console
 
-from avgen.train.config import OptimizerConfig, ToyboxData, TrainConfig
+from avgen.train.config import OptimizerConfig, TrainConfig
+from avgen.train.data_config import ToyboxData
 from tests.models.factory import AUDIO, VIDEO
 from tests.models.factory import config as model_config
 

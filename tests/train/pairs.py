@@ -9,14 +9,8 @@ import torch
 
 from avgen.data.stream import InTurn
 from avgen.prefer.source import Couples, only
-from avgen.train.config import (
-    CheatingConfig,
-    LoraConfig,
-    OptimizerConfig,
-    PairsData,
-    PreferenceConfig,
-    TrackingConfig,
-)
+from avgen.train.config import CheatingConfig, LoraConfig, OptimizerConfig, PreferenceConfig, TrackingConfig
+from avgen.train.data_config import PairsData
 from avgen.types import stack_batches
 from tests.models.factory import batch, model
 from tests.train.factory import config as tiny

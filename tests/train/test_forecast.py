@@ -15,7 +15,8 @@ from avgen.config import ConfigError
 from avgen.models.cost import parameters
 from avgen.models.dit import AVTransformer
 from avgen.plan import PlanConfig, Rate, batch_of
-from avgen.train.config import OptimizerConfig, ParallelConfig, ToyboxShape, TrainConfig
+from avgen.train.config import OptimizerConfig, ParallelConfig, TrainConfig
+from avgen.train.data_config import ToyboxShape
 from avgen.train.forecast import ForecastConfig, forecasts, show
 from avgen.train.optim import Optimizers, memory
 

@@ -17,7 +17,8 @@ from avgen.data.stream import Share
 from avgen.flow import FlowConfig
 from avgen.models.dit import AVTransformer
 from avgen.prefer.pairs import ClipForm, Pair, Side
-from avgen.train.config import LoraConfig, OptimizerConfig, PreferenceConfig, ToyboxData
+from avgen.train.config import LoraConfig, OptimizerConfig, PreferenceConfig
+from avgen.train.data_config import ToyboxData
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.preference import Errors, Preference, frozen_copy, preference_loss
 from avgen.train.run import prepare, save

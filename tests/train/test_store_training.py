@@ -16,8 +16,9 @@ from avgen.data.toybox_source import ToyboxSource
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
 from avgen.train.compare import CompareConfig, compared
-from avgen.train.config import MixedStore, OptimizerConfig, StoreData, ToyboxData, TrainConfig
+from avgen.train.config import OptimizerConfig, TrainConfig
 from avgen.train.data import reading
+from avgen.train.data_config import MixedStore, StoreData, ToyboxData
 from avgen.train.loop import train
 from avgen.train.run import export
 from avgen.train.trackers import METRICS, read_metrics

@@ -19,15 +19,8 @@ from avgen.models.dit import AVTransformer
 from avgen.rng import noise_like, uniforms
 from avgen.train import checkpoint
 from avgen.train.compare import Difference
-from avgen.train.config import (
-    LoraConfig,
-    OptimizerConfig,
-    PairsData,
-    PartRates,
-    StoreData,
-    ToyboxData,
-    TrackingConfig,
-)
+from avgen.train.config import LoraConfig, OptimizerConfig, PartRates, TrackingConfig
+from avgen.train.data_config import PairsData, StoreData, ToyboxData
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.metrics import reproducible
 from avgen.train.run import export, prepare, save

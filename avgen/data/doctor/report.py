@@ -19,7 +19,7 @@ from avgen import __version__
 from avgen.config import fingerprint, to_plain
 from avgen.data.doctor.config import DoctorConfig
 from avgen.data.doctor.rules import Finding, shorten
-from avgen.data.manifest import legible
+from avgen.data.tables import legible
 
 PAGE = Path(__file__).with_name("page.html")
 STRIP_WIDTH, STRIP_FRAMES, STRIP_HEIGHT = 720, 8, 96  # pixels, frames, pixels
