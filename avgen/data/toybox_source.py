@@ -56,6 +56,7 @@ class ToyboxSource:
     audio: AudioCodec
     gaps: Gaps = Gaps()
     max_caption_bytes: int = 256
+    stages: tuple[tuple[float, Toybox], ...] = ()  # worlds in place of that one, each until so many steps are done
 
     def __post_init__(self) -> None:
         config, side = self.world.config, self.video.geometry.pixels_per_token
@@ -77,7 +78,8 @@ class ToyboxSource:
     @torch.no_grad()
     def batch(self, indices: Sequence[int], at: At | None = None) -> Batch:
         """What a clip lacks is masked, not left out: every rank's step runs through both towers."""
-        items = [self.world[i] for i in indices]
+        world = self.world if at is None else self.world_at(at.step)
+        items = [world[i] for i in indices]
         lacks = [self.gaps.of(i) for i in indices]
         captions = [_caption(item, lack) for item, lack in zip(items, lacks, strict=True)]
         text = toybox_bytes(captions, self.max_caption_bytes)
@@ -97,6 +99,9 @@ class ToyboxSource:
         heard = torch.tensor([lack != "sound" for lack in lacks])
         audio = audio.keep(heard[:, None] & (early | ~cut[:, None]))
         return Batch(video, audio, text, text, self.still(frames))
+
+    def world_at(self, step: int) -> Toybox:
+        return next((world for until, world in self.stages if step < until), self.world)
 
     def still(self, frames: Tensor) -> Tensor | None:
         """The first frame alone, held for as long as the codec's first step lasts."""
@@ -145,7 +150,7 @@ class ToyboxMixture:
         for place, index in enumerate(indices):
             world, number = self.item(index)
             places.setdefault(world, []).append((place, number))
-        parts = [world.batch([number for _, number in found]) for world, found in places.items()]
+        parts = [world.batch([number for _, number in found], at) for world, found in places.items()]
         if len(parts) == 1:
             return parts[0]
         order = torch.tensor([place for found in places.values() for place, _ in found]).argsort()

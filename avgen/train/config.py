@@ -18,7 +18,7 @@ from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
 from avgen.sample.solvers import SolverConfig
 from avgen.tasks import TRAINABLE, in_training
-from avgen.train.data_config import PairsData, StoreData, ToyboxData
+from avgen.train.data_config import PairsData, StoreData, ToyboxData, check_shares
 
 
 @dataclass(frozen=True)
@@ -312,11 +312,7 @@ class TrainConfig:
             raise ValueError(f"task_stages end at {ends}: until_step must be positive and rise from stage to stage")
         if ends and ends[-1] >= self.steps:
             raise ValueError(f"until_step={ends[-1]} of the last of task_stages must lie below steps={self.steps}")
-        shares = [stage.until for stage in self.level_stages]
-        if any(after <= before for before, after in pairwise([0.0, *shares, 1.0])):
-            raise ValueError(
-                f"level_stages end at {shares}: until must lie between 0 and 1 and rise from stage to stage"
-            )
+        check_shares("level_stages", [stage.until for stage in self.level_stages])
 
     def check_preference(self) -> None:
         pairs = isinstance(self.data, PairsData)

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +18,7 @@ from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
 from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
 from avgen.data.stream import Order, Source
-from avgen.data.toybox import Toybox
+from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.codec_files import CodecConfig
 from avgen.models.codecs import AudioCodec, VideoCodec
@@ -59,12 +59,31 @@ def reading(config: TrainConfig) -> Reading:
 
 def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
     video, audio = load_or_fit(data.codecs, data.world, data.fit_clips)
-    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, config.seed, data.late_share)
     read = config.model.text.max_length
-    worlds = [ToyboxSource(Toybox(world, "train", config.seed), video, audio, gaps, read) for world in data.worlds]
+    worlds = worlds_of(config, data, video, audio)
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)
     held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio, max_caption_bytes=read)
     return Reading(source, order, held_out, (video, audio))
+
+
+def worlds_of(config: TrainConfig, data: ToyboxData, video: VideoCodec, audio: AudioCodec) -> list[ToyboxSource]:
+    """What training reads, per shape."""
+    gaps = Gaps(data.mute_share, data.blind_share, data.short_audio_share, config.seed, data.late_share)
+
+    def drawn(world: ToyboxConfig) -> Toybox:
+        return Toybox(world, "train", config.seed)
+
+    return [
+        ToyboxSource(
+            drawn(world),
+            video,
+            audio,
+            gaps,
+            config.model.text.max_length,
+            tuple((s.until * config.steps, drawn(replace(world, scene_weights=s.weights))) for s in data.scene_stages),
+        )
+        for world in data.worlds
+    ]
 
 
 def of_stores(config: TrainConfig, data: StoreData) -> Reading:

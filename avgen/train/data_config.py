@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +24,22 @@ class ToyboxShape:
     duration_s: float  # of every clip
 
 
+@dataclass(frozen=True)
+class SceneStage:
+    """How often scenes are drawn in the beginning of a run, where something is learned best without all the rest."""
+
+    until: float  # share of the run's steps after which the next weights take over
+    weights: tuple[float, ...]  # as world.scene_weights
+
+
 def _check_workers(count: int) -> None:
     if count < 0:
         raise ValueError(f"workers={count} cannot be negative; 0 reads in the training process")
+
+
+def check_shares(stages: str, ends: Sequence[float]) -> None:
+    if any(after <= before for before, after in pairwise([0.0, *ends, 1.0])):
+        raise ValueError(f"{stages} end at {list(ends)}: until must lie between 0 and 1 and rise from stage to stage")
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class ToyboxData:
     blind_share: float = 0.0  # of training clips that come without a picture
     short_audio_share: float = 0.0  # of training clips whose sound ends half-way
     late_share: float = 0.0  # of training clips whose sound comes 0.2 to 0.6 s late
+    # other scene_weights before those of the world: [{until: 0.3, weights: [0, 1, 0, 0, 0]}, ...]
+    scene_stages: tuple[SceneStage, ...] = ()
 
     def __post_init__(self) -> None:
         names = ("mute_share", "blind_share", "short_audio_share", "late_share")
@@ -51,6 +68,9 @@ class ToyboxData:
             said = ", ".join(f"{name}={value}" for name, value in shares.items())
             raise ValueError(f"{said}: each must be at least 0 and all together at most 1")
         _check_workers(self.workers)
+        check_shares("scene_stages", [stage.until for stage in self.scene_stages])
+        for stage in self.scene_stages:
+            replace(self.world, scene_weights=stage.weights)  # which checks them
 
     @property
     def worlds(self) -> tuple[ToyboxConfig, ...]:

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from avgen.config import build
-from avgen.data.stream import Share
+from avgen.config import ConfigError, build, to_plain
+from avgen.data.stream import At, Share
 from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.toybox.captions import parse
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
+from avgen.models.text import captions_of
 from avgen.tasks import I2AV, T2AV, V2A, assign
-from avgen.train.data_config import ToyboxData, ToyboxShape
+from avgen.train.data import worlds_of
+from avgen.train.data_config import SceneStage, ToyboxData, ToyboxShape
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.run import prepare, save
 from avgen.train.validate import validate
@@ -249,3 +252,30 @@ def test_what_cannot_be_mixed_is_refused(codecs):
         ToyboxData(mute_share=0.7, blind_share=0.4)
     shape = {"height": 32, "width": 32, "fps": 8, "duration_s": 2}
     assert build(ToyboxData, {"shapes": [shape]}).worlds == (ToyboxConfig(),)
+
+
+def test_scenes_change_at_the_named_share_of_the_steps(codecs):
+    """In training alone: clips that are asked for outside of any step, as held-out ones are, are of all scenes."""
+    data = ToyboxData(
+        world=replace(WORLD, duration_s=2.0, scenes=("single", "turn")), scene_stages=(SceneStage(0.5, (0.0, 1.0)),)
+    )
+    (source,) = worlds_of(settings("unused", data=data, steps=4), data, *codecs)
+    indices = range(40)
+
+    def turns(at: At | None) -> float:
+        captions = captions_of(source.batch(indices, at).video_text)
+        return sum(parse(caption).type == "turn" for caption in captions) / len(captions)
+
+    shares = [turns(At(step, indices)) for step in range(4)]
+    assert shares[:2] == [1.0, 1.0]
+    assert 0.2 < shares[2] == shares[3] == turns(None) < 0.8
+    assert build(ToyboxData, to_plain(data)) == data
+    for stages, words in (
+        ([{"until": 1.0, "weights": [0, 1]}], "between 0 and 1"),
+        ([{"until": 0.5, "weights": [0, 1]}, {"until": 0.5, "weights": [1, 0]}], "rise from stage to stage"),
+        ([{"until": 0.5, "weights": [0, 1, 1]}], "has 3 numbers for 2 scenes"),
+        ([{"until": 0.5, "weights": [0, 0]}], "not all 0"),
+        ([{"until": 0.5}], "needs a value"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build(ToyboxData, to_plain(data) | {"scene_stages": stages})
