@@ -29,6 +29,8 @@ from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
 from avgen.sample import exam
 from avgen.sample.judge import Estimate, Scored
+from avgen.train.config import TrainConfig
+from avgen.train.data_config import ToyboxData
 
 
 def test_a_bar_is_met_or_not_or_absent() -> None:
@@ -83,6 +85,18 @@ def test_figures_are_held_against_shares_of_ceilings_and_distances_from_nulls() 
     assert (above.value, above.met) == (pytest.approx(0.1), False)
     assert (plain.value, plain.met) == (0.6, True)
     assert Bar("v2a", "onset", 0.5).held_against(found) is None
+
+
+def test_types_of_scenes_are_judged_alike_however_they_are_trained() -> None:
+    plain, weighted = (
+        load(TrainConfig, "train", ["recipe=toybox", "data.world.scenes=[turn,pair]", *more])
+        for more in ([], ["data.world.scene_weights=[3,1]"])
+    )
+    assert learned.world_of(weighted) == learned.world_of(plain)
+    assert isinstance(plain.data, ToyboxData)
+    assert isinstance(weighted.data, ToyboxData)
+    assert weighted.data.fitted_world == plain.data.fitted_world
+    assert weighted.data.worlds != plain.data.worlds
 
 
 def test_training_goes_on_after_a_stop_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

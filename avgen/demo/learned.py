@@ -154,8 +154,9 @@ def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[lis
 
 
 def world_of(run: TrainConfig) -> ToyboxConfig:
+    """What the run was trained on, but every type of scene as often as another, whichever was shown most."""
     assert isinstance(run.data, ToyboxData)
-    return run.data.worlds[0]
+    return replace(run.data.worlds[0], scene_weights=())
 
 
 def chosen(asked: Sequence[ToyClip], count: int) -> list[int]:

@@ -69,7 +69,7 @@ def parts_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec, Tra
 
         store = Store.open(data.path)
         return *codecs_of(store), captions_of(store)
-    return *load_or_fit(data.codecs, data.world, data.fit_clips), None
+    return *load_or_fit(data.codecs, data.fitted_world, data.fit_clips), None
 
 
 def captions_of(store: Store) -> TransformersText | None:

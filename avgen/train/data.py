@@ -58,7 +58,7 @@ def reading(config: TrainConfig) -> Reading:
 
 
 def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
-    video, audio = load_or_fit(data.codecs, data.world, data.fit_clips)
+    video, audio = load_or_fit(data.codecs, data.fitted_world, data.fit_clips)
     read = config.model.text.max_length
     worlds = worlds_of(config, data, video, audio)
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)

@@ -73,6 +73,11 @@ class ToyboxData:
             replace(self.world, scene_weights=stage.weights)  # which checks them
 
     @property
+    def fitted_world(self) -> ToyboxConfig:
+        """What the codecs are fitted to: every type of scene alike, whichever the run shows most."""
+        return replace(self.world, scene_weights=())
+
+    @property
     def worlds(self) -> tuple[ToyboxConfig, ...]:
         """What training reads: the world in each of its shapes."""
         return tuple(replace(self.world, **vars(shape)) for shape in self.shapes) or (self.world,)
