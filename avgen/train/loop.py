@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,20 +17,18 @@ from avgen.data.stream import InTurn, Order, Share, Source, read_steps
 from avgen.train import record
 from avgen.train.cheating import Watch
 from avgen.train.config import TrainConfig
+from avgen.train.looks import Looks
 from avgen.train.metrics import gradient_norms
 from avgen.train.parallel import clip, reduce_whole_gradients, sync_gradients
 from avgen.train.run import Run, prepare, save
-from avgen.train.samples import Codecs, folder_of, sample
+from avgen.train.samples import Codecs
 from avgen.train.step import Draw, Whole, draw
-from avgen.train.trackers import METRICS, Journal, Screen, read_metrics
-from avgen.train.validate import told_apart, validate
+from avgen.train.trackers import Journal, Screen
 from avgen.train.watch import Fault, Stopped, write_fault
 from avgen.types import Batch
 
 if TYPE_CHECKING:
     from avgen.prefer.source import PairSource
-
-LOOKS = ("validation", "samples", "cheating")
 
 
 def train(
@@ -66,10 +64,10 @@ def train(
     screen = Screen(console, config.steps, first, run.accelerator.is_main_process)
     with stop_on_signal(run), run.writer, journal.open(), screen.open():
         order = order or InTurn(config.batch)
-        watch = Watch(run, held_out, codecs)
+        looks = Looks(run, held_out, codecs, judges, Watch(run, held_out, codecs), journal, screen)
         reading = read_steps(source, order, share, first, config.steps, config.data.workers)
         if first:
-            look(run, held_out, codecs, judges, watch, journal, screen, unseen(run))
+            looks.make_up()
         run.meter.clear()
         save_due = stopping = False
         while run.step < config.steps and not stopping:
@@ -95,54 +93,11 @@ def train(
                 if save_due and (last or stopping or not run.guard.doubtful):
                     save(run)
                     save_due = False
-                look(run, held_out, codecs, judges, watch, journal, screen, LOOKS)
+                looks.take()
             screen.step(run.step)
     if said := record.finish(config, run.accelerator, run.meter, held_before, first):
         console.print(said, highlight=False)
     return run
-
-
-def look(
-    run: Run,
-    held_out: Source,
-    codecs: Codecs | None,
-    judges: PairSource | None,
-    watch: Watch,
-    journal: Journal,
-    screen: Screen,
-    wanted: Collection[str],
-) -> None:
-    """What this step owes besides learning: held-out loss, samples, the watch for cheating."""
-    config, last = run.config, run.step == run.config.steps
-    if "validation" in wanted and (last or run.step % config.validate_every == 0):
-        journal.write(run.step, held_out_line(run, held_out, judges))
-    if "samples" in wanted and codecs is not None and config.samples.due(run.step, last):
-        sheet = sample(run, held_out, codecs)
-        if sheet is not None:
-            journal.picture(run.step, "samples", sheet)
-    if "cheating" in wanted and watch.due(run.step, last):
-        line, alarms = watch.look()
-        journal.write(run.step, line)
-        screen.alarm(run.step, alarms)
-
-
-def unseen(run: Run) -> set[str]:
-    """Which looks the step that a run goes on from does not have yet: it was saved before them, and then it ended."""
-    metrics = run.config.out / METRICS
-    lines = read_metrics(metrics) if metrics.exists() else []
-    named = {name.split("/")[0] for line in lines if line["step"] == run.step for name in line}
-    missing = {
-        "validation": "held_out" not in named,
-        "samples": not folder_of(run).exists(),
-        "cheating": "cheating" not in named,
-    }
-    return set(run.processes.agreed(" ".join(name for name, absent in missing.items() if absent)).split())
-
-
-def held_out_line(run: Run, held_out: Source, judges: PairSource | None) -> dict[str, float]:
-    """What is logged of clips and pairs that are never read."""
-    line = validate(run.model, run.average, held_out, run.config, run.accelerator)
-    return line if judges is None else line | told_apart(run, judges)
 
 
 def stopped(run: Run, fault: Fault, source: Source, order: Order, share: Share) -> Stopped:
