@@ -35,6 +35,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def relative(path: Path, folder: Path) -> str:
+    """The way from the folder to the file, so that both can be moved together."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """One whole line, whatever others append at the same time; behind one that a kill cut short it begins anew."""
     with path.open("ab+") as file:

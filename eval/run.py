@@ -20,7 +20,7 @@ from typing import Any
 
 from avgen import __version__
 from avgen.config import to_plain
-from avgen.lines import file_hash
+from avgen.lines import file_hash, relative
 from eval import registry
 from eval.clips import Found, find_clips, models_of
 from eval.config import EvalConfig
@@ -227,11 +227,6 @@ def line_of(
         "results": own,
         "variants": variants,
     }
-
-
-def relative(path: Path, folder: Path) -> str:
-    """So that results and clips can be moved together."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def summary_of(

@@ -45,15 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     mined = mine(read_pool(config.clips, config.results), config)
     config.out.mkdir(parents=True, exist_ok=True)
-    write_pairs(config.out / PAIRS, mined.pairs)
+    if mined.pairs:
+        write_pairs(config.out / PAIRS, mined.pairs)
     write_report(config.out / MINED, config, mined)
     write_page(config.out / PAGE, mined, config.shown)
     console.print(f"{len(mined.pairs)} pairs of {mined.candidates} clips of {mined.prompts} prompts")
     for reason, count in Counter(one.reason for one in mined.excluded).most_common():
         console.print(f"{count:>6}  {reason}", highlight=False, markup=False)
-    console.print(f"{PAIRS}, {MINED} (every exclusion) and {PAGE} are in [bold]{config.out}[/bold]")
+    paired = f"{PAIRS}, " if mined.pairs else ""
+    console.print(f"{paired}{MINED} (every exclusion) and {PAGE} are in [bold]{config.out}[/bold]")
     if not mined.pairs:
         console.print("no pair to train on: lower margin or the groups' margins, or make more clips per prompt")
+        if (config.out / PAIRS).exists():
+            console.print(f"{PAIRS} there is of an earlier mining, as it was")
         return command.INCOMPLETE
     return 0
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Any, Literal
 
 from avgen.lines import file_hash
 from avgen.prefer.pairs import ClipForm
-from avgen.sample.jobs import MANIFEST, read_manifest
+from avgen.sample.jobs import FILE_KINDS, MANIFEST, read_manifest
 from avgen.tasks import NAMED
 
 RESULTS, SUMMARY = "results.jsonl", "summary.json"  # of avgen eval
-FILE_KINDS = ("image", "video", "audio")
 Direction = Literal["higher", "lower", "zero", "none"]
 
 
@@ -69,7 +67,8 @@ class Pool:
 
 def read_pool(clips: Path, results: Path) -> Pool:
     lines, directions = read_results(results)
-    made = {(str(line["id"]), int(line["seed"])): line for line in read_manifest(clips)}
+    named = [line for line in read_manifest(clips) if "file" in line and "id" in line]
+    made = {(str(line["id"]), int(line["seed"])): line for line in named}
     if not made:
         raise ValueError(f"clips={clips} holds no {MANIFEST} with a clip: give a folder that avgen sample wrote")
     prompts: dict[str, list[Candidate]] = {}
@@ -83,6 +82,10 @@ def read_pool(clips: Path, results: Path) -> Pool:
             prompts[prompt].append(found)
         else:
             excluded.append(Excluded(prompt, found, seed=seed))
+    scored = {(str(line["prompt"]), int(line["seed"])) for line in lines}
+    for prompt, seed in made:
+        if (prompt, seed) not in scored:
+            excluded.append(Excluded(prompt, "the clip has no scores: evaluate the clips again", seed=seed))
     digest = hashlib.sha256("".join(json.dumps(line, sort_keys=True) for line in lines).encode()).hexdigest()[:16]
     return Pool({name: tuple(found) for name, found in prompts.items()}, tuple(excluded), directions, digest)
 
@@ -106,6 +109,8 @@ def checked(said: Mapping[str, Any] | None, line: Mapping[str, Any], clips: Path
     # scores of another clip of that name would make a pair of nothing
     if line["file"] is None or (results / line["file"]).resolve() != file.resolve():
         return "the scores are of another file"
+    if "text" in line and line["text"] != said["prompt"]:
+        return "the scores are for another caption: evaluate the clips with the prompts they were made of"
     if file_hash(file) != line["sha256"]:
         return "the clip is not the one that was scored: evaluate the clips again"
     if said["task"] not in NAMED:
@@ -130,8 +135,3 @@ def checked(said: Mapping[str, Any] | None, line: Mapping[str, Any], clips: Path
             if cell["status"] != "ok"
         },
     )
-
-
-def relative(path: Path, folder: Path) -> str:
-    """So that pairs and clips can be moved together."""
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

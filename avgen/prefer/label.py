@@ -10,7 +10,8 @@ import fcntl
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.lines import append_line, whole_lines
-from avgen.prefer.candidates import relative
+from avgen.lines import append_line, relative, whole_lines
 from avgen.prefer.pairs import PAIRS, Pair, Side, read_pairs, require_unchanged, write_pairs
 
 ANSWERS = "answers.jsonl"
@@ -95,12 +95,20 @@ class Survey:
         self.questions = questions(self.pairs, config.seed)
         for pair in self.pairs:
             for side in (pair.winner, pair.loser):
-                file = self.folder / side.file
-                if file.is_file():
-                    require_unchanged(file, side.sha256)
+                require_unchanged(self.folder / side.file, side.sha256)
         config.out.mkdir(parents=True, exist_ok=True)
         self.path = config.out / ANSWERS
-        self.answers = whole_lines(self.path)
+        with self.alone():  # pairs may have been mined anew since, or a kill may have come between answer and pairs
+            if self.answers:
+                self.write_pairs()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Others may be answering too: who writes the pairs has read all answers."""
+        with self.path.with_name(f".{ANSWERS}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.answers = whole_lines(self.path)
+            yield
 
     @property
     def open(self) -> list[Question]:
@@ -108,9 +116,7 @@ class Survey:
         return [q for q in self.questions if q.key not in done]
 
     def answer(self, number: int, choice: str, seconds: float) -> None:
-        with self.path.with_name(f".{ANSWERS}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # others may be answering too: who writes the pairs has read all answers
-            self.answers = whole_lines(self.path)
+        with self.alone():
             self._answer(number, choice, seconds)
             self.write_pairs()
 
@@ -212,7 +218,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(ConnectionError):  # answered before the clip had arrived: the browser no longer wants it
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Nothing: every answer is in the file."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from statistics import fmean, pstdev
 
 from avgen.config import fingerprint
-from avgen.prefer.candidates import Candidate, Excluded, Pool, relative
+from avgen.lines import relative
+from avgen.prefer.candidates import Candidate, Excluded, Pool
 from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.pairs import Modality, Pair, Side, generated
 
@@ -54,12 +56,14 @@ def mine(pool: Pool, config: PreferConfig) -> Mined:
     for prompt, clips in comparable.items():
         own = Scale.of(clips, pool, config.groups) if config.normalise == "prompt" else scale
         judged = [Judged(clip, own.scores(clip, clips, config.groups)) for clip in clips]
-        for trains, names in claims(config):
-            found = list(best(judged, trains, names, config))
-            if not found:
-                reason = why_none(judged, trains, names, config)
+        found: list[Pair] = []
+        for names in claims(config):
+            told = list(best(judged, names, config))
+            if not told:
+                reason = why_none(judged, names, config)
                 excluded.append(Excluded(prompt, reason, f"{len(clips)} clips, by {' and '.join(names)}"))
-            pairs += [pair_of(winner, loser, gaps, trains, config, mark) for winner, loser, gaps in found]
+            found += [pair_of(winner, loser, gaps, config, mark) for winner, loser, gaps in told]
+        pairs += said_once(found, excluded)
     return Mined(tuple(pairs), tuple(excluded), len(everyone), len(pool.prompts), mark)
 
 
@@ -84,6 +88,7 @@ def fit(
 ) -> list[Candidate]:
     """The prompt's clips that can be compared with each other; the others, with the reason, into `excluded`."""
     kept: list[Candidate] = []
+    asked = Counter(clip.asked for clip in clips).most_common(1)[0][0] if clips else ()
     wanted = list(dict.fromkeys(metric for group in groups.values() for metric in group.metrics))
     # a metric that no clip of the prompt has says nothing about any of them; one that some have, about the others
     known = [metric for metric in wanted if any(metric in clip.values for clip in clips)]
@@ -95,7 +100,7 @@ def fit(
         if lacking:
             says = f"{lacking[0]} is {clip.why_not.get(lacking[0], 'not measured')}"
             excluded.append(Excluded(prompt, "a metric has no value for this clip", says, clip.seed))
-        elif kept and clip.asked != kept[0].asked:
+        elif clip.asked != asked:
             says = "not the task, form, caption and given files of the prompt's other clips"
             excluded.append(Excluded(prompt, "the clip was asked for otherwise", says, clip.seed))
         elif any(clip.sha256 == other.sha256 for other in kept):
@@ -145,18 +150,23 @@ def upward(value: float, direction: str) -> float:
     return {"lower": -value, "zero": -abs(value)}.get(direction, value)
 
 
-def claims(config: PreferConfig) -> list[tuple[tuple[Modality, ...], tuple[str, ...]]]:
-    """What pairs are to say: what they train, and the groups they follow from."""
-    if config.mode == "modality":
-        return [(group.trains, (name,)) for name, group in config.groups.items()]
-    return [(("video", "audio"), tuple(config.groups))]
+def claims(config: PreferConfig) -> list[tuple[str, ...]]:
+    """The groups that pairs are to follow from."""
+    return [(name,) for name in config.groups] if config.mode == "modality" else [tuple(config.groups)]
+
+
+def trained_by(clip: Candidate, names: Iterable[str], config: PreferConfig) -> tuple[Modality, ...]:
+    """What a pair that follows from these groups says something about, of what the clip's task makes."""
+    spoken = {m for name in names for m in config.groups[name].trains}
+    return tuple(m for m in generated(clip.task) if m in spoken)
 
 
 def best(
-    judged: Sequence[Judged], trains: tuple[Modality, ...], names: Sequence[str], config: PreferConfig
+    judged: Sequence[Judged], names: Sequence[str], config: PreferConfig
 ) -> Iterator[tuple[Candidate, Candidate, dict[str, float]]]:
     """(winner, loser, gaps) from the widest apart on, no clip twice."""
-    if not set(trains) & set(generated(judged[0].clip.task)):
+    # all clips of a prompt that can be compared have a score in the same groups
+    if not trained_by(judged[0].clip, set(names) & set(judged[0].groups), config):
         return
     ranked = []
     for better, worse in permutations(judged, 2):
@@ -192,16 +202,19 @@ def total(gaps: Mapping[str, float], config: PreferConfig) -> float:
     return math.fsum(w * gap for w, gap in zip(weights, gaps.values(), strict=True)) / sum(weights)
 
 
-def why_none(judged: Sequence[Judged], trains: tuple[Modality, ...], names: Sequence[str], config: PreferConfig) -> str:
+def why_none(judged: Sequence[Judged], names: Sequence[str], config: PreferConfig) -> str:
     """Why no two clips of a prompt make a pair."""
-    if not set(trains) & set(generated(judged[0].clip.task)):
-        return f"the task makes no {' or '.join(trains)}"
+    if not trained_by(judged[0].clip, names, config):
+        spoken = dict.fromkeys(m for name in names for m in config.groups[name].trains)
+        return f"the task makes no {' or '.join(spoken)}"
     met = [(one, other) for one, other in combinations(judged, 2) if share(one.clip, other.clip, config)]
     if not met:
         return f"no two clips share {'picture or sound' if config.shared == 'either' else 'their ' + config.shared}"
     both = [gaps_of(one, other, names) for one, other in met]
     if not any(both):
         return "no metric of the groups has a value"
+    if not trained_by(judged[0].clip, both[0], config):
+        return "no metric of what the task makes has a value"
     if all(abs(gap) <= EQUAL for gaps in both for gap in gaps.values()):
         return "tie: the groups find all clips equal"
     if all(abs(total(gaps, config)) <= config.margin + EQUAL for gaps in both):
@@ -209,11 +222,36 @@ def why_none(judged: Sequence[Judged], trains: tuple[Modality, ...], names: Sequ
     return "no clip is ahead of another in every group"
 
 
+def said_once(pairs: Sequence[Pair], excluded: list[Excluded]) -> list[Pair]:
+    """Of each modality of two clips one pair: groups may ask for the same twice, or for the opposite."""
+    winners: dict[tuple[frozenset[int], Modality], set[int]] = {}
+    for pair in pairs:
+        for modality in pair.trains:
+            winners.setdefault((seeds_of(pair), modality), set()).add(pair.winner.seed)
+    kept: list[Pair] = []
+    said: set[tuple[frozenset[int], Modality]] = set()
+    for pair in pairs:
+        claimed = {(seeds_of(pair), modality) for modality in pair.trains}
+        opposed = {claim for claim in claimed if len(winners[claim]) > 1}
+        trains = tuple(m for m in pair.trains if (seeds_of(pair), m) not in opposed | said)
+        said |= claimed - opposed
+        if trains:
+            kept.append(replace(pair, trains=trains))
+        else:
+            reason = "groups disagree about two clips" if opposed else "another group says the same of the two clips"
+            seeds = f"{pair.winner.seed} before {pair.loser.seed}"
+            excluded.append(Excluded(pair.prompt, reason, f"{' and '.join(pair.gaps)}: seed {seeds}"))
+    return kept
+
+
+def seeds_of(pair: Pair) -> frozenset[int]:
+    return frozenset((pair.winner.seed, pair.loser.seed))
+
+
 def pair_of(
     winner: Candidate,
     loser: Candidate,
     gaps: Mapping[str, float],
-    trains: tuple[Modality, ...],
     config: PreferConfig,
     mark: str,
 ) -> Pair:
@@ -224,7 +262,7 @@ def pair_of(
         return Side(relative(clip.file, config.out), clip.seed, clip.sha256, clip.model, scores)
 
     rounded = {name: round(gap, 6) for name, gap in gaps.items()}
-    kept: tuple[Modality, ...] = tuple(m for m in generated(winner.task) if m in trains)
+    kept = trained_by(winner, gaps, config)
     task = config.train_as or winner.task  # what the clips were given is in both: they differ in what was made
     return Pair(
         winner.prompt, winner.text, task, winner.form, side(winner), side(loser), kept, "metrics", rounded, mark

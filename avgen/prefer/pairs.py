@@ -20,7 +20,9 @@ MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 
 def require_unchanged(file: Path, sha256: str) -> None:
-    """That another clip has taken the name of one that was compared is an error."""
+    """That a clip which was compared is gone, or another has taken its name, is an error."""
+    if not file.is_file():
+        raise ValueError(f"{file} is not there, but stands in a pair: bring it back, or mine again without it")
     if file_hash(file) != sha256:
         raise ValueError(f"{file} is not the clip that was compared: evaluate the clips and mine again")
 

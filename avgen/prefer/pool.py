@@ -141,11 +141,14 @@ def real_lines(
     """The beginning of each clip, in the candidates' form."""
     from avgen.data.media import MediaError, read_clip, write_clip
 
+    if records and any(kind in asked for kind in FILE_KINDS):
+        notes.append(f"{asked['id']}: made from a file that was given; a real clip was not, so none joins")
+        return
     for record in records:
-        made_of = [digest(path) for path in (record.path, record.audio_path) if path is not None]
-        mark = fingerprint([*made_of, record.start_s, ClipForm.of(asked)])
-        file = config.out / f"{asked['id']}_r{mark[:12]}.mp4"
         try:
+            made_of = [digest(path) for path in (record.path, record.audio_path) if path is not None]
+            mark = fingerprint([*made_of, record.start_s, ClipForm.of(asked)])
+            file = config.out / f"{asked['id']}_r{mark[:12]}.mp4"
             if not file.exists():
                 end = record.start_s + asked["duration_s"]
                 size = (asked["height"], asked["width"])

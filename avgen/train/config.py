@@ -57,6 +57,8 @@ class PreferenceConfig:
             )
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 0.5): at 0.5 nobody is preferred")
+        if self.kind == "ipo" and self.label_smoothing:
+            raise ValueError(f"label_smoothing={self.label_smoothing} is of kind=sigmoid: ipo has no use for it")
 
 
 @dataclass(frozen=True)

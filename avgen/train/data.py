@@ -132,7 +132,8 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     folder = data.pairs if data.pairs.is_dir() else data.pairs.parent
     assert config.start is not None, "preference improves a trained model"
     read_now = [fingerprint(pairs), folder_mark(config.start)]
-    go_on_with(config, "data.pairs", "pairs and start weights", read_now, f"held_out_share={data.held_out_share}")
+    kept_out = f"held_out_share={data.held_out_share} of captions"
+    go_on_with(config, "data.pairs", "pairs and start weights", read_now, kept_out)
     pipeline = open_pipeline(data.pipeline)
     if (pipeline.config.predict, pipeline.model.spec.text) != (config.flow.predict, config.model.text):
         raise ConfigError(
@@ -141,16 +142,18 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     pipeline.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu")
     latents = Latents.of(pipeline, data.latents or folder / "latents")
     encode(pairs, folder, pipeline, latents, int(os.environ.get("RANK", 0)) / int(os.environ.get("WORLD_SIZE", 1)))
-    away = {pair.prompt for pair in pairs if uniform_of("held-out pairs", pair.prompt) < data.held_out_share}
-    read = tuple(pair for pair in pairs if pair.prompt not in away)
-    judges = in_rounds([pair for pair in pairs if pair.prompt in away], lambda pair: pair.prompt)
+    # by what is said and what is shown: a caption may stand under several ids, a real clip beside several captions
+    away = [pair for pair in pairs if uniform_of("held-out pairs", pair.text) < data.held_out_share]
+    unseen = {side.sha256 for pair in away for side in (pair.winner, pair.loser)}
+    captions = {pair.text for pair in away}
+    read = tuple(p for p in pairs if p.text not in captions and not unseen & {p.winner.sha256, p.loser.sha256})
+    judges = in_rounds(away, lambda pair: pair.text)
     key, asked = most_shown(config)
-    if len(judges) < asked or not read:
-        raise ConfigError(
-            key,
-            f"{asked} clips are asked for, but held_out_share={data.held_out_share} of {data.pairs} leaves "
-            f"{len(judges)} pairs to judge by and {len(read)} to read: lower {key}, or mine more",
-        )
+    found = f"held_out_share={data.held_out_share} of {data.pairs} leaves {len(judges)} pairs to judge by"
+    if not judges or not read:
+        raise ConfigError("data.held_out_share", f"{found} and {len(read)} to read: change it, or mine more")
+    if len(judges) < asked:
+        raise ConfigError(key, f"{asked} clips are asked for, but {found}: lower {key}, or mine more")
     # what is read together is of one shape; how many tokens that makes is of no concern without a budget
     buckets, _ = grouped([shape_of(pair) for pair in read], lambda shape: 1)
     order = Couples(Schedule(buckets, config.batch // 2, seed=config.seed))

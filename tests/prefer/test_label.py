@@ -111,6 +111,24 @@ def test_clips_that_are_not_those_compared_are_not_shown(tmp_path):
         Survey(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out"))
 
 
+def test_clips_that_are_gone_are_not_asked_about(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    (tmp_path / "pairs" / "lower_1.mp4").unlink()
+    with pytest.raises(ValueError, match=r"lower_1\.mp4 is not there, but stands in a pair"):
+        Survey(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out"))
+
+
+def test_pairs_that_a_kill_left_unwritten_are_written_at_the_next_start(tmp_path):
+    pairs_in(tmp_path / "pairs", 1)
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    survey = Survey(config)
+    survey.answer(survey.open[0].number, "a", 1.0)
+    written = (tmp_path / "out" / "pairs.jsonl").read_bytes()
+    (tmp_path / "out" / "pairs.jsonl").unlink()
+    assert not Survey(config).open
+    assert (tmp_path / "out" / "pairs.jsonl").read_bytes() == written
+
+
 def test_a_port_that_is_taken_or_none_is_refused(tmp_path):
     pairs_in(tmp_path / "pairs")
     with socket.create_server(("127.0.0.1", 0)) as taken:

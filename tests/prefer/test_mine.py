@@ -213,3 +213,68 @@ def test_the_page_finds_clips_whatever_they_are_called(tmp_path):
     found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path, {"x": LOOK}))
     write_page(tmp_path / "pairs.html", found, 4)
     assert "take%231%3F_s1.mp4" in (tmp_path / "pairs.html").read_text()
+
+
+def test_a_pair_trains_what_its_groups_have_judged(tmp_path):
+    """Where a group has no value for a prompt, what it alone speaks of has no part in the pair."""
+    without = ("not_applicable", "nothing is heard")
+    scores = {"a": [{"look": 2.0, "noise": without}, {"look": 1.0, "noise": without}]}
+    for mode in ("all", "sum", "modality"):
+        [pair] = mined(tmp_path / mode, scores, BOTH, mode=mode).pairs
+        assert (pair.trains, list(pair.gaps)) == (("video",), ["picture"])
+    found = mined(tmp_path / "given", scores, BOTH, said={"task": "v2a", "video": "in.mp4"})
+    assert not found.pairs
+    assert reasons(found)["no metric of what the task makes has a value"] == 1
+
+
+def test_groups_that_say_the_same_or_the_opposite_of_two_clips_make_one_pair_or_none(tmp_path):
+    scores = {"a": [{"look": 2.0, "noise": 5.0, "level": 2.0}, {"look": 1.0, "noise": 1.0, "level": 1.0}]}
+    look, level, noise = ({name: 1.0} for name in ("look", "level", "noise"))
+    same = mined(tmp_path / "same", scores, {"x": Group(look), "y": Group(level, ("video",))}, mode="modality")
+    assert [(pair.winner.seed, pair.trains) for pair in same.pairs] == [(0, ("video", "audio"))]
+    assert reasons(same) == {"another group says the same of the two clips": 1}
+    opposed = mined(tmp_path / "no", scores, {"x": Group(look), "y": Group(noise, ("audio",))}, mode="modality")
+    assert [(pair.winner.seed, pair.trains) for pair in opposed.pairs] == [(0, ("video",))]
+    assert reasons(opposed) == {"groups disagree about two clips": 1}
+
+
+def test_scores_for_another_caption_make_no_pair(tmp_path):
+    clips, results = folders(tmp_path, {"a": [{"look": 0.0}, {"look": 1.0}]}, DIRECTIONS)
+    lines = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    for text, pairs in (("text of a", 1), ("what another row says", 0)):
+        (results / "results.jsonl").write_text("".join(json.dumps({**line, "text": text}) + "\n" for line in lines))
+        found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", {"x": LOOK}))
+        assert len(found.pairs) == pairs
+    assert [one.reason.split(":")[0] for one in found.excluded][:2] == ["the scores are for another caption"] * 2
+
+
+def test_clips_without_scores_are_named(tmp_path):
+    clips, results = folders(tmp_path, {"a": [{"look": float(i)} for i in range(3)]}, DIRECTIONS)
+    lines = (results / "results.jsonl").read_text().splitlines()
+    (results / "results.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", {"x": LOOK}))
+    assert sides(found) == [("a", 1, 0)]
+    assert [(one.seed, one.reason) for one in found.excluded] == [
+        (2, "the clip has no scores: evaluate the clips again")
+    ]
+
+
+def test_one_clip_that_was_asked_for_otherwise_does_not_exclude_the_others(tmp_path):
+    clips, results = folders(tmp_path, {"a": [{"look": float(i)} for i in range(3)]}, DIRECTIONS)
+    made = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
+    made[0]["prompt"] = "an older text"
+    (clips / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", {"x": LOOK}))
+    assert sides(found) == [("a", 2, 1)]
+    assert [(one.seed, one.reason) for one in found.excluded] == [(0, "the clip was asked for otherwise")]
+
+
+def test_mining_that_finds_nothing_leaves_earlier_pairs_alone(tmp_path, capsys):
+    clips, results = folders(tmp_path, {"a": [{"look": 1.0}, {"look": 2.0}]}, DIRECTIONS)
+    words = ["prefer", f"clips={clips}", f"results={results}", f"out={tmp_path / 'p'}", "~reward"]
+    words += ["groups={a:{metrics:{look:1}}}"]
+    assert main(words) == 0
+    before = (tmp_path / "p" / "pairs.jsonl").read_bytes()
+    assert main([*words, "margin=100"]) == 3
+    assert (tmp_path / "p" / "pairs.jsonl").read_bytes() == before
+    assert "is of an earlier mining" in capsys.readouterr().out

@@ -108,6 +108,19 @@ def test_real_clips_join_the_prompts_that_are_their_captions(candidates, tmp_pat
     assert read_clip(tmp_path / "pool" / line["file"]).clip.audio_duration_s == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_real_clip_does_not_join_clips_that_were_made_from_a_file(candidates, tmp_path):
+    """Its picture is another one: two sounds for two pictures are no choice."""
+    given = tmp_path / "given"
+    shutil.copytree(candidates, given)
+    lines = [{**line, "task": "v2a", "video": "in.mp4"} for line in read_manifest(candidates)]
+    (given / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_clip(tmp_path / "real.mp4", Toybox(ToyboxConfig(duration_s=3.0, scenes=("single",)))[0].clip)
+    (tmp_path / "clips.csv").write_text(f'path,caption\nreal.mp4,"{lines[0]["prompt"]}"\n')
+    found = pool(PoolConfig(given, tmp_path / "pool", real=tmp_path / "clips.csv"))
+    assert (found.candidates, found.real) == (6, 0)
+    assert "made from a file that was given" in found.notes[0]
+
+
 def test_what_cannot_be_pooled_is_said(candidates, tmp_path, capsys):
     for words, message in (
         ((f"clips={candidates}",), "nothing would join"),

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
         sides = []
         for name, fps in (("a", 8.0), ("b", 4.0)):  # at any rate: read at the form's
             file = root / f"{i}{name}.mp4"
-            write_clip(file, clip(fps=fps))
+            write_clip(file, clip(fps=fps), comment=file.name)  # no two files are the same
             sides.append(Side(file.name, 0, hashlib.sha256(file.read_bytes()).hexdigest()))
         task = "v2a" if i % 3 == 2 else "t2av"
         trains = (("video", "audio"), ("video",), ("audio",))[i % 3]
@@ -144,6 +144,23 @@ def test_too_few_pairs_to_judge_by_are_refused(made):
         reading(settings(root, validation_clips=11))
 
 
+def test_no_caption_and_no_clip_is_both_read_and_judged_by(made):
+    """Whatever ids they stand under."""
+    root, pairs = made
+    twice = root / "twice.jsonl"
+    again = [replace(pair, prompt=f"again {pair.prompt}") for pair in pairs]
+    beside = [replace(pair, text=f"also {pair.text}", prompt=f"also {pair.prompt}") for pair in pairs]
+    write_pairs(twice, [*pairs, *again, *beside])
+    config = settings(root, out=root / "twice_run")
+    read = reading(replace(config, data=replace(config.data, pairs=twice)))
+    seen, judged = read.source.pairs, read.judges.pairs
+    assert {pair.text for pair in seen} & {pair.text for pair in judged} == set()
+    files = [{side.sha256 for pair in part for side in (pair.winner, pair.loser)} for part in (seen, judged)]
+    assert files[0] & files[1] == set()
+    assert seen
+    assert judged
+
+
 def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
     root, pairs = made
     mined = root / "again.jsonl"
@@ -153,7 +170,9 @@ def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
     read = reading(config)
     train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
     reading(config)
-    with pytest.raises(ConfigError, match=r"data\.held_out_share: .*began with held_out_share=0.4, now it is .*=0.3"):
+    with pytest.raises(
+        ConfigError, match=r"data\.held_out_share: .*began with held_out_share=0.4 of captions, now it is .*=0.3"
+    ):
         reading(replace(config, data=replace(config.data, held_out_share=0.3)))
     write_pairs(mined, pairs[::-1])
     with pytest.raises(ConfigError, match=r"data\.pairs.*has read pairs and start weights .* another out="):

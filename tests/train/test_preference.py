@@ -96,6 +96,11 @@ def drawn_pairs(tmp_path, pairs=6, **changes):
     return draw(Pairs().batch(range(2 * pairs)), settings, 3, range(2 * pairs))
 
 
+def test_what_a_kind_of_loss_has_no_use_for_is_refused():
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of kind=sigmoid"):
+        PreferenceConfig(kind="ipo", label_smoothing=0.1)
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{c.margin}-{c.kind}-{c.label_smoothing}")
 def test_loss_and_gradients_equal_the_equation_in_float64(tmp_path, choice):
     """With pairs of which the picture, or the sound, is masked."""
