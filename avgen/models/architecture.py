@@ -12,6 +12,12 @@ from avgen.models.rope import Clock, Space
 COUPLINGS = ("cross", "joint", "none")
 
 
+def at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+
+
 @dataclass(frozen=True)
 class TowerConfig:
     """One modality's transformer."""
@@ -28,6 +34,9 @@ class TowerConfig:
     local: bool = False  # attention and MLP of every layer read each token together with those beside it
 
     def __post_init__(self) -> None:
+        at_least_one(self, "channels", "width", "heads", "depth")
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} must be positive")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
         if self.head_dim % 2:
@@ -62,6 +71,7 @@ class BridgeConfig:
     def __post_init__(self) -> None:
         if self.focus < 0 or self.reach_s < 0:
             raise ValueError(f"bridge focus={self.focus} and reach_s={self.reach_s} cannot be negative")
+        at_least_one(self, "heads", "head_dim")
         if self.head_dim % 2:
             raise ValueError(f"bridge head_dim={self.head_dim} must be even: rotary positions turn pairs of channels")
 
@@ -79,6 +89,9 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.kind not in ("bytes", "features"):
             raise ValueError(f"text kind {self.kind!r} must be bytes or features")
+        at_least_one(self, "width", "depth", "heads", "max_length")
+        if self.kind == "bytes" and self.width % self.heads:
+            raise ValueError(f"width={self.width} of the byte encoder must be a multiple of heads={self.heads}")
 
 
 @dataclass(frozen=True)

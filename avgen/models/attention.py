@@ -102,12 +102,19 @@ BACKENDS: dict[str, Attend] = {
 }
 
 
-def choose(backend: str, device: torch.device) -> str:
-    """The backend itself, after a check that it can run there; the choice is logged once."""
+def choose(backend: str, device: torch.device, half: bool = True) -> str:
+    """The backend itself, after a check that it can run there, in half precision or not; the choice is logged once."""
     if backend not in BACKENDS:
         raise ValueError(f"attention={backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
     if device.type != "cuda" and backend in ("cudnn", "efficient", "xformers"):
         raise ValueError(f"attention={backend} needs a CUDA device, not {device.type}: set attention=sdpa")
+    if device.type == "cuda" and backend == "flash":
+        raise ValueError(
+            "attention=flash takes no key mask, and captions always have one: set attention=sdpa, which takes flash's "
+            "kernel wherever nothing is masked"
+        )
+    if backend == "cudnn" and not half:
+        raise ValueError("attention=cudnn works in half precision alone: set precision=bf16, or attention=sdpa")
     if device.type == "cpu" and backend == "flex" and torch.is_grad_enabled():
         raise ValueError("attention=flex has no backward pass on the CPU: set attention=sdpa")
     if backend == "xformers":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from avgen.models.blocks import (
 )
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.compilation import compile_blocks
+from avgen.models.loading import in_one_line
 from avgen.models.local import neighbourhood
 from avgen.models.rope import (
     Rotation,
@@ -189,7 +190,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def from_pretrained(cls, path: str | os.PathLike, **options: Any) -> AVTransformer:
         """ModelMixin's, but a weight that the file lacks or that has no place in the model is an error."""
         wants_info = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(path, output_loading_info=True, **options)
+        with in_one_line(f"the model in {path}"):
+            model, info = super().from_pretrained(path, output_loading_info=True, **options)
         require_whole(str(path), info)
         return (model, info) if wants_info else model  # type: ignore[return-value]
 
@@ -302,6 +304,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for module in self.modules():
             if isinstance(module, Attention | ByteLayer):
                 module.backend = backend
+        self.spec = replace(self.spec, attention=backend)
         self.register_to_config(attention=backend)
 
 

@@ -9,6 +9,7 @@ Shape letters: B captions, L tokens, D features.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -21,7 +22,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from avgen.models.identity import fingerprint_of
+from avgen.models.identity import chosen, fingerprint_of
+from avgen.models.loading import in_one_line
 from avgen.models.text_files import TextFiles
 from avgen.types import Text
 
@@ -97,13 +99,15 @@ class TransformersText:
             towers were trained.
         subfolder: of a diffusers pipeline, "text_encoder"; its tokenizer is then looked for in "tokenizer".
         """
-        kind = AutoConfig.from_pretrained(path, subfolder=subfolder).model_type
+        with in_one_line(f"the text encoder in {path}"):
+            kind = AutoConfig.from_pretrained(path, subfolder=subfolder).model_type
         if kind not in FAMILIES:
             raise ValueError(f"{path} holds a {kind!r}, which is no text encoder known here: {', '.join(FAMILIES)}")
         family = FAMILIES[kind]
-        model, info = getattr(transformers, family.loader).from_pretrained(
-            path, subfolder=subfolder, dtype=dtype, output_loading_info=True
-        )
+        with in_one_line(f"the text encoder in {path}"):
+            model, info = getattr(transformers, family.loader).from_pretrained(
+                path, subfolder=subfolder, dtype=dtype, output_loading_info=True
+            )
         # what is only warned of would be random; unexpected weights are a decoder's, a vision tower's, a head's
         wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
         if wrong:
@@ -136,7 +140,8 @@ class TransformersText:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits: a hash of settings, tokenizer and weights. Read once: a second per gigabyte or so."""
-        settings = (type(self.body).__name__, self.max_length, self.layers, self.fixed_length)
+        config = json.dumps(chosen(self.config), sort_keys=True, default=str)
+        settings = (type(self.body).__name__, self.max_length, self.layers, self.fixed_length, config)
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         # a tokenizer's own files also hold how it was last called; what it makes of a sentence does not
         sample = self.tokenizer("Two lamps, 3 beeps: it's “évident”!", verbose=False)["input_ids"]

@@ -22,7 +22,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from avgen.models.codecs import Posterior
-from avgen.models.identity import fingerprint_of
+from avgen.models.identity import chosen, fingerprint_of
 from avgen.types import TimeGrid
 
 OPENED = "avgen.json"  # beside a saved codec's weights: how it was opened
@@ -85,8 +85,7 @@ class HostedCodec(ModelMixin):
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the latents beside class and weights."""
-        config = cast(dict[str, Any], self.network.config)
-        return {key: value for key, value in config.items() if not key.startswith("_")}
+        return chosen(self.network.config, type(self.network))
 
     @cached_property
     def fingerprint(self) -> str:

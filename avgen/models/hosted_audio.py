@@ -16,6 +16,7 @@ from torchaudio.functional import resample
 
 from avgen.models.codecs import Posterior, Reach
 from avgen.models.hosted import HostedCodec, Pieces, scale_of, span_of_layers
+from avgen.models.identity import chosen
 from avgen.models.mel import LogMel
 from avgen.types import AudioGeometry, TimeGrid
 
@@ -55,10 +56,7 @@ class HostedAudioCodec(HostedCodec):
     def settings(self) -> dict[str, Any]:
         if self.vocoder is None:
             return super().settings
-        config = self.vocoder.config
-        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        kept = {k: v for k, v in config.items() if not k.startswith("_") and k not in ("dtype", "transformers_version")}
-        return {**super().settings, "vocoder": kept}
+        return {**super().settings, "vocoder": chosen(self.vocoder.config, type(self.vocoder))}
 
     @abstractmethod
     def measured(self) -> AudioGeometry:

@@ -74,7 +74,7 @@ class HostedVideoCodec(HostedCodec):
         grid = self.geometry.time
         missing = grid.units(grid.steps(frames.shape[1])) - frames.shape[1]
         frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-        x = rearrange(frames.to(self.device), "b t h w c -> b c t h w").to(self.dtype).div(127.5).sub(1)
+        x = rearrange(frames.to(self.device), "b t h w c -> b c t h w").float().div(127.5).sub(1).to(self.dtype)
         return self.scale.latents(*self.posterior(x))
 
     @torch.no_grad()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +29,26 @@ def fingerprint_of(label: str, weights: Mapping[str, Tensor]) -> str:
     digest: Any = hashlib.sha256(label.encode())
     add_weights(digest, weights)
     return digest.hexdigest()[:16]
+
+
+GENERIC = ("architectures", "dtype", "torch_dtype", "transformers_version")  # how a network was saved, not what it is
+
+
+def chosen(config: Any, kind: type | None = None) -> dict[str, Any]:
+    """What a network's configuration says otherwise than its class by default, of transformers or (with its class) of
+    diffusers: a newer library knows more keys, and makes no other network of the same file."""
+    if hasattr(config, "to_diff_dict"):
+        values = config.to_diff_dict()
+    else:
+        assert kind is not None
+        usual = {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}  # type: ignore[misc]
+        values = {k: v for k, v in config.items() if k not in usual or plain(usual[k]) != plain(v)}
+    return {k: v for k, v in values.items() if not k.startswith("_") and k not in GENERIC}
+
+
+def plain(value: Any) -> str:
+    """Lists and tuples alike, as JSON has them."""
+    return json.dumps(value, default=str)
 
 
 def glance(weights: Mapping[str, Tensor], each: int = 4096) -> str:

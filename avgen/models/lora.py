@@ -16,6 +16,9 @@ from safetensors import safe_open
 from torch import nn
 
 from avgen.models.dit import AVTransformer
+from avgen.models.identity import glance
+
+BENEATH = "beneath.txt"  # in an adapter's folder: fingerprint of the weights that it was trained on
 
 # What `parts` may name, as patterns of whole module names.
 _LAYER = r"blocks\.\d+\.towers\.{}\.((attn|text_attn)\.to_(q|k|v|out)|mlp\.(0|2))"
@@ -148,6 +151,11 @@ def load_lora(model: AVTransformer, folder: str | Path, name: str = "default", t
         if f".{name}." in parameter_name and ".lora_" in parameter_name:
             parameter.requires_grad_(trainable)
     return adapted(model)
+
+
+def beneath(model: AVTransformer) -> str:
+    """A fingerprint of the weights that its adapters lie over."""
+    return glance({name: p for name, p in model.named_parameters() if "lora_" not in name})
 
 
 def fold_lora(model: AVTransformer) -> AVTransformer:

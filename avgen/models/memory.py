@@ -29,10 +29,19 @@ class Numerics:
 
     act: int = 2  # bytes of an activation: 2 under bf16 autocast, 4 without
     fused_norm: bool = True  # CUDA's RMS norm keeps its input; elsewhere the normalised value is kept as well
+    plain: bool = False  # attention=math, whose products are operations like others
 
     @classmethod
-    def of(cls, dtype: Dtype, fused_norm: bool = True) -> Numerics:
-        return cls({"fp32": 4, "bf16": 2, "fp16": 2}[dtype], fused_norm)
+    def of(cls, dtype: Dtype, fused_norm: bool = True, attention: str = "sdpa") -> Numerics:
+        return cls({"fp32": 4, "bf16": 2, "fp16": 2}[dtype], fused_norm, attention == "math")
+
+    def weighed(self, samples: int, heads: int, channels: int, queries: int, keys: int) -> int:
+        """What plain attention keeps beside a fused kernel: the weight of every key for every query and, where those
+        are not in float32 themselves, a copy of queries, keys and values that is; but no log-sums."""
+        if not self.plain:
+            return 0
+        copies = (4 - self.act) * samples * heads * channels * (queries + 2 * keys)
+        return 4 * samples * heads * queries * (keys - 1) + copies
 
     def head(self, rows: int, channels: int) -> int:
         """Queries or keys from projection to attention: the norm's input in float32, the normed, the attended."""
@@ -66,10 +75,12 @@ def tower_layer(tower: TowerConfig, b: int, s: StreamShape, text: int, n: Numeri
     rows, d, act = b * s.tokens, tower.width, n.act
     output = rows * (act * d + 4 * tower.heads)  # of an attention kernel: the mix and each row's log-sum
     itself = n.modulated(rows, d, s.levels) + 2 * n.head(rows, d) + rows * d * act  # q, k, v
+    itself += n.weighed(b, tower.heads, tower.head_dim, s.tokens, s.tokens)
     itself += output + s.padded * rows * d * act + n.gated(rows, d, s.levels)  # a mask multiplies the output anew
     normed = rows * d * (4 + act if tower.text_norm else act)
     caption = n.head(b * text, d) + b * text * d * act  # k and v
     read = normed + n.head(rows, d) + caption + output + rows * d * act  # captions are always masked
+    read += n.weighed(b, tower.heads, tower.head_dim, s.tokens, text)
     think = n.modulated(rows, d, s.levels) + 2 * rows * tower.mlp_width * act + n.gated(rows, d, s.levels)
     tables = 2 * 4 * 6 * b * s.levels * d
     beside = tower.local * 2 * rows * d * 4  # what takes in its neighbours, before attention and before the MLP
@@ -86,6 +97,7 @@ def bridge(config: ModelConfig, batch: BatchShape, n: Numerics) -> StageBytes:
         kept += 2 * n.modulated(rows, d, s.levels) - shared
         kept += 2 * n.head(rows, inner) + rows * inner * n.act  # queries of one direction, keys and values of the other
         output = rows * (inner * n.act + 4 * config.bridge.heads)
+        kept += n.weighed(batch.samples, config.bridge.heads, config.bridge.head_dim, s.tokens, partner.tokens)
         kept += output + partner.padded * rows * inner * n.act
         kept += n.gated(rows, d, s.levels) + 4 * 5 * batch.samples * s.levels * d
         attended += output
@@ -98,10 +110,18 @@ def joint(config: ModelConfig, batch: BatchShape, n: Numerics) -> StageBytes:
     A mask on the keys makes that copy anyway; a single sample's slice is contiguous as it is.
     """
     masked = [s.padded for s in batch.streams.values()]
+    weighed = across(config, batch) if n.plain else 0
     slices = {m: batch.samples * s.tokens * config.towers[m].width * n.act for m, s in batch.streams.items()}
     if any(masked):
-        return StageBytes(sum(size for m, size in slices.items() if not batch.streams[m].padded), 0, 0)
-    return StageBytes(sum(slices.values()) if batch.samples > 1 else 0, 0, 0)
+        return StageBytes(weighed + sum(size for m, size in slices.items() if not batch.streams[m].padded), 0, 0)
+    return StageBytes(weighed + (sum(slices.values()) if batch.samples > 1 else 0), 0, 0)
+
+
+def across(config: ModelConfig, batch: BatchShape) -> int:
+    """Of one attention over all tokens, the weights that neither modality's own attention has."""
+    tokens = [s.tokens for s in batch.streams.values()]
+    heads = next(iter(config.towers.values())).heads
+    return 4 * batch.samples * heads * (sum(tokens) ** 2 - sum(count**2 for count in tokens))
 
 
 def stages(config: ModelConfig, batch: BatchShape, n: Numerics) -> list[StageBytes]:
@@ -124,11 +144,12 @@ def stages(config: ModelConfig, batch: BatchShape, n: Numerics) -> list[StageByt
 def ends(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
     """What lies before the blocks and serves them all: captions, positions, levels, tokens in."""
     b, total = batch.samples, 0
-    lengths = [n for n in (batch.text_tokens, batch.audio_text_tokens) if n is not None]
+    lengths = [count for count in (batch.text_tokens, batch.audio_text_tokens) if count is not None]
     t = config.text
     if t.kind == "bytes":  # per layer: two norms, q k v, attention twice (masked), MLP
         layer = t.width * (2 * 4 + 15 * n.act) + 4 * t.heads
         total += b * sum(lengths) * (t.depth * layer + t.width * 3 * 4)
+        total += t.depth * sum(n.weighed(b, t.heads, t.width // t.heads, length, length) for length in lengths)
     for m, s in batch.streams.items():
         if m not in config.towers:
             continue
@@ -189,7 +210,7 @@ def memory(
     fused_norm: bool = True,
 ) -> Memory:
     """The predicted peak: the end of the forward pass or, under checkpointing, the rebuilding of the largest block."""
-    n = Numerics.of(dtype, fused_norm)
+    n = Numerics.of(dtype, fused_norm, config.attention)
     every = stages(config, batch, n)
     cast = {True: 0, False: 0}  # inside blocks and outside
     for linear in linears(config):

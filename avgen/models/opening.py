@@ -23,6 +23,7 @@ from avgen.models.embedded_video import PatchVideoCodec
 from avgen.models.hosted import OPENED, HostedCodec
 from avgen.models.hosted_audio import AudioLDM2AudioCodec, LTX2AudioCodec, MMAudioCodec, OobleckAudioCodec
 from avgen.models.hosted_video import LTX2VideoCodec, WanVideoCodec
+from avgen.models.loading import in_one_line
 
 
 class Host(NamedTuple):
@@ -120,10 +121,11 @@ def _weights(kind: Any, path: str, subfolder: str, files: CodecFiles) -> torch.n
     dtype = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
     options: dict[str, Any] = {dtype: getattr(torch, files.dtype), "output_loading_info": True}
     local = _local(path, subfolder)
-    if local is not None:  # never by subfolder: where the folder above holds weights too, diffusers would take those
-        network, info = kind.from_pretrained(local, **options)
-    else:
-        network, info = kind.from_pretrained(path, subfolder=subfolder, revision=files.revision, **options)
+    with in_one_line(f"the network in {local or path}"):
+        if local is not None:  # never by subfolder: where the folder above holds weights too, diffusers takes those
+            network, info = kind.from_pretrained(local, **options)
+        else:
+            network, info = kind.from_pretrained(path, subfolder=subfolder, revision=files.revision, **options)
     wrong = sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])})
     if wrong:
         raise ValueError(
@@ -144,7 +146,8 @@ def _class_name(path: str, subfolder: str, revision: str | None) -> str:
             reason = str(refused).strip().splitlines()[0]
             raise ValueError(f"path={path} is no folder here, and the hub does not give it: {reason}") from refused
     else:
-        config = json.loads((local / "config.json").read_text())
+        with in_one_line(f"{local / 'config.json'}"):
+            config = json.loads((local / "config.json").read_text())
     return str(config.get("_class_name") or (config.get("architectures") or ["nothing known"])[0])
 
 

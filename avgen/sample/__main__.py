@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     requests = requests_of(config)
     state = this_process()
     pipeline = open_pipeline(config.model).to(state.device)
+    if config.attention is not None:
+        pipeline.model.set_attention(config.attention)
 
     def leave_out(request: Request, error: MediaError) -> None:
         if state.is_main_process:

@@ -29,6 +29,7 @@ class AppConfig:
     guidance: Guidance = field(default_factory=Guidance)  # likewise the weight of the text
     precision: Precision = "fp32"  # of matrix products, by autocast
     cache: CacheConfig = field(default_factory=CacheConfig)
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
         if self.waiting < 1:
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"opening {config.model} ...", flush=True)
     pipeline = open_pipeline(config.model).to(this_process().device)
+    if config.attention is not None:
+        pipeline.model.set_attention(config.attention)
     served = serve(Studio(pipeline, config.out, config.longest_s), config)
     print(f"{served.local_url}  (Ctrl+C ends it; clips are in {config.out})", flush=True)
     try:

@@ -36,6 +36,7 @@ class SampleConfig:
     edit: Edit = field(default_factory=Edit)
     precision: Precision = "fp32"  # of matrix products, by autocast
     cache: CacheConfig = field(default_factory=CacheConfig)
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch"):

@@ -13,7 +13,7 @@ from avgen.config import build
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.fit_codecs import load_or_fit
-from avgen.models.lora import fold_lora, load_lora
+from avgen.models.lora import BENEATH, beneath, fold_lora, load_lora
 from avgen.models.text_files import TextFiles
 from avgen.sample.pipeline import AVPipeline
 from avgen.train.config import TrainConfig
@@ -40,6 +40,11 @@ def open_pipeline(path: Path) -> AVPipeline:
             assert config.start is not None, "adapters are trained on a model"
             adapted = AVTransformer.from_pretrained(config.start)
             load_lora(adapted, adapter)
+            if (adapter / BENEATH).is_file() and (adapter / BENEATH).read_text() != beneath(adapted):
+                raise ValueError(
+                    f"model={path}: its adapters were trained on other weights than start={config.start} holds now: "
+                    "put those back"
+                )
             return pipeline_for(config, fold_lora(adapted).requires_grad_(False))
     raise ValueError(
         f"model={path} is neither a pipeline (model_index.json) nor a training run with an exported model"

@@ -109,7 +109,8 @@ class AVPipeline(DiffusionPipeline):
     def fingerprint(self) -> str:
         """16 hex digits: a hash of everything that decides what comes out."""
         if not self._fingerprint:
-            decides = [self.config.predict, asdict(self.model.spec)]
+            # another kernel is not another model
+            decides = [self.config.predict, asdict(replace(self.model.spec, attention="sdpa"))]
             if self.window_s != self.config.duration_s:  # so that pipelines of one duration stay what they were
                 decides.append(self.window_s)
             digest = hashlib.sha256(json.dumps(decides, default=str).encode())
@@ -230,7 +231,7 @@ class AVPipeline(DiffusionPipeline):
                 raise ValueError(
                     f"task={given[0].task.name} has {m}, for which the model has no tower: try {self.alone}"
                 )
-        choose(self.model.spec.attention, self.model.device)
+        choose(self.model.spec.attention, self.model.device, method.precision == "bf16")
         batch = assign(self.batch(requests, given, form), [g.task for g in given]).to(self.model.device)
         noise = {
             m: sample_noise(stream.x, m, [(r.seed, r.prompt) for r in requests]) for m, stream in batch.streams.items()

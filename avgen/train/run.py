@@ -14,8 +14,7 @@ from avgen.models.architecture import ModelConfig
 from avgen.models.attention import choose
 from avgen.models.cost import PARTS
 from avgen.models.dit import AVTransformer
-from avgen.models.identity import glance
-from avgen.models.lora import add_lora, save_lora
+from avgen.models.lora import BENEATH, add_lora, beneath, save_lora
 from avgen.rate import faster_precision
 from avgen.train import checkpoint
 from avgen.train.balance import Balance
@@ -110,9 +109,9 @@ def prepare(config: TrainConfig) -> Run:
     processes = Processes.of(accelerator, config.parallel.context)
     if not config.settled:
         config = config.settle(processes.agreed(faster_precision(accelerator.device)))
-    choose(config.model.attention, accelerator.device)
+    choose(config.model.attention, accelerator.device, config.half is not None)
     model = built(config)
-    beneath = "" if config.lora is None else glance({n: p for n, p in model.named_parameters() if "lora_" not in n})
+    base = "" if config.lora is None else beneath(model)
     model.set_checkpointing(config.checkpointing)
     wrapped = spread(model, config.parallel, accelerator, config.half)
     if config.compile:
@@ -133,7 +132,7 @@ def prepare(config: TrainConfig) -> Run:
         Guard(config.guard, accelerator.device),
         Balance(config.balance, accelerator.device),
         objective,
-        beneath,
+        base,
     )
     saved = processes.agreed(next((path.name for path in reversed(checkpoint.checkpoints(folder))), ""))
     if saved:
@@ -177,6 +176,7 @@ def export(run: Run) -> Path:
         model = built(run.config)
         model.load_state_dict(weights, strict=False)
         save_lora(model, folder)
+        (folder / BENEATH).write_text(run.beneath)
     elif first:
         with torch.device("meta"):
             model = AVTransformer.of(run.config.model)

@@ -96,6 +96,13 @@ def test_cuda_backends_are_refused_on_the_cpu_by_name(backend):
         choose(backend, torch.device("cpu"))
 
 
+def test_kernels_are_refused_where_they_never_run():
+    with pytest.raises(ValueError, match="attention=cudnn works in half precision alone: set precision=bf16"):
+        choose("cudnn", torch.device("cuda"), half=False)
+    with pytest.raises(ValueError, match="attention=flash takes no key mask, and captions always have one"):
+        choose("flash", torch.device("cuda"))
+
+
 def test_unknown_backend_lists_the_known_ones():
     with pytest.raises(ValueError, match="sdpa"):
         choose("sdap", torch.device("cpu"))

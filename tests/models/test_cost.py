@@ -285,9 +285,9 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
         yield from (v for v in vars(part).values() if isinstance(v, Tensor))
 
 
-def wider(coupling: str, local: bool) -> ModelConfig:
+def wider(coupling: str, local: bool, attention: str = "sdpa") -> ModelConfig:
     """Wide enough for activations to outweigh what a model keeps once per sample."""
-    config = factory.config(coupling, local=local)
+    config = factory.config(coupling, local=local, attention=attention)
     assert config.video is not None
     assert config.audio is not None
     width, heads = (96, 3) if coupling == "joint" else (64, 2)
@@ -295,12 +295,23 @@ def wider(coupling: str, local: bool) -> ModelConfig:
     return replace(config, video=video, audio=audio, text=TextConfig(width=32))
 
 
-@pytest.mark.parametrize(("coupling", "local"), [("cross", False), ("cross", True), ("joint", False)])
+@pytest.mark.parametrize(
+    ("coupling", "local", "attention"),
+    [
+        ("cross", False, "sdpa"),
+        ("cross", True, "sdpa"),
+        ("joint", False, "sdpa"),
+        ("cross", False, "math"),
+        ("joint", False, "math"),
+    ],
+)
 @pytest.mark.parametrize("batch", ["even", "given", "ragged"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_peak_memory_is_what_is_really_alive(dtype: str, batch: str, coupling: str, local: bool) -> None:
+def test_peak_memory_is_what_is_really_alive(
+    dtype: str, batch: str, coupling: str, local: bool, attention: str
+) -> None:
     """Within 10 % (0 to 7 % too much was seen): small tensors and the order of frees are not modelled."""
-    config, made = wider(coupling, local), BATCHES[batch]()
+    config, made = wider(coupling, local, attention), BATCHES[batch]()
     model = AVTransformer.of(config)
     for mode in MODES:
         model.set_checkpointing(mode)  # type: ignore[arg-type]

@@ -420,6 +420,14 @@ def test_impossible_architectures_are_refused_by_key():
         ModelConfig(None, None)
     with pytest.raises(ValueError, match="coupling='crss'"):
         ModelConfig(tower, tower, coupling="crss")
+    for change in ({"heads": 0}, {"depth": 0}, {"channels": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(change))}=0 must be at least 1"):
+            replace(tower, **change)
+    with pytest.raises(ValueError, match="width=32 of the byte encoder must be a multiple of heads=3"):
+        TextConfig(width=32, heads=3)
+    assert TextConfig("features", width=32, heads=3).width == 32
+    with pytest.raises(ValueError, match="heads=0 must be at least 1"):
+        BridgeConfig(heads=0)
 
 
 def test_a_shallower_tower_is_spread_evenly():

@@ -307,6 +307,22 @@ def test_fingerprint_tells_encoders_apart(folders: Callable[[str], Path], tmp_pa
     assert encoder.fingerprint != found[0]
 
 
+def test_a_fingerprint_knows_what_the_configuration_decides(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """But not what is said there and decides nothing, which other versions of a library write otherwise."""
+    for file in folders("t5").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    first = TransformersText.load(tmp_path, max_length=16).fingerprint
+    said = json.loads((tmp_path / "config.json").read_text())
+    for change, same in (({"transformers_version": "9.9"}, True), ({"layer_norm_epsilon": 0.1}, False)):
+        (tmp_path / "config.json").write_text(json.dumps(said | change))
+        assert (TransformersText.load(tmp_path, max_length=16).fingerprint == first) == same
+
+
+def test_an_encoder_that_is_not_there_is_an_error_of_one_line() -> None:
+    with pytest.raises(ValueError, match=r"the text encoder in /nowhere/at/all cannot be loaded: "):
+        TransformersText.load("/nowhere/at/all")
+
+
 def test_a_pipelines_folders(folders: Callable[[str], Path], tmp_path: Path) -> None:
     transformers.UMT5EncoderModel.from_pretrained(folders("umt5")).save_pretrained(tmp_path / "text_encoder")
     save_tokenizer(tmp_path / "tokenizer", ("", "</s>"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from einops import rearrange
 from torchaudio.transforms import MelSpectrogram
 
@@ -87,6 +90,41 @@ def test_a_fingerprint_tells_weights_and_scales_apart_and_a_copy_not(tmp_path):
     other = factory.wan21()
     torch.nn.init.ones_(other.decoder.conv_out.bias)
     assert open_video_codec(CodecFiles(str(factory.saved(other, tmp_path / "d")))).fingerprint != plain
+
+
+def test_a_fingerprint_does_not_depend_on_what_a_librarys_version_says_by_default(tmp_path):
+    folder = factory.saved(factory.wan21(), tmp_path / "one")
+    first = open_video_codec(CodecFiles(str(folder))).fingerprint
+    said = json.loads((folder / "config.json").read_text())
+    usual = {name: one.default for name, one in inspect.signature(AutoencoderKLWan.__init__).parameters.items()}
+    without = {k: v for k, v in said.items() if k.startswith("_") or json.dumps(usual.get(k)) != json.dumps(v)}
+    assert len(without) < len(said)
+    (folder / "config.json").write_text(json.dumps(without))
+    assert open_video_codec(CodecFiles(str(folder))).fingerprint == first
+
+
+def test_a_download_cut_short_is_an_error_of_one_line(tmp_path):
+    folder = factory.saved(factory.wan21(), tmp_path / "one")
+    next(folder.glob("*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=rf"the network in {folder} cannot be loaded: "):
+        open_video_codec(CodecFiles(str(folder)))
+    (folder / "config.json").write_text('{"_class_')
+    with pytest.raises(ValueError, match=rf"{folder}/config.json cannot be loaded: "):
+        open_video_codec(CodecFiles(str(folder)))
+
+
+def test_pictures_are_rounded_once_whatever_the_precision(tmp_path):
+    """To bfloat16 after they have been brought to [-1, 1], not before."""
+    files = CodecFiles(str(factory.saved(factory.wan21(), tmp_path / "one")), dtype="bfloat16")
+    codec = open_video_codec(files)
+    seen = []
+    codec.posterior = lambda x: seen.append(x) or type(codec).posterior(codec, x)
+    side = codec.geometry.pixels_per_token
+    frames = torch.arange(side * side * 3, dtype=torch.int64).remainder(256).to(torch.uint8)
+    codec.encode(frames.reshape(1, 1, side, side, 3))
+    exact = frames.reshape(side, side, 3).double() / 127.5 - 1
+    found = rearrange(seen[0][0, :, 0].double(), "c h w -> h w c")
+    assert torch.equal(found, exact.float().bfloat16().double())
 
 
 def test_a_pipelines_subfolder_is_opened_and_never_the_folder_above(tmp_path):

@@ -68,8 +68,20 @@ def test_shards(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
     assert same(AVTransformer.from_pretrained(tmp_path), model)
     next(iter(sorted(tmp_path.glob("*-00002-of-*")))).unlink()
-    with pytest.raises(OSError, match="00002-of"):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*00002-of"):
         AVTransformer.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_one_line() -> None:
+    with pytest.raises(ValueError, match=r"the model in /nowhere/at/all cannot be loaded: .*nowhere"):
+        AVTransformer.from_pretrained("/nowhere/at/all")
+
+
+def test_another_kernel_is_said_everywhere(tmp_path: Path) -> None:
+    model = factory.model()
+    model.set_attention("math")
+    model.save_pretrained(tmp_path)
+    assert {model.spec.attention, AVTransformer.from_pretrained(tmp_path).spec.attention} == {"math"}
 
 
 @pytest.fixture

@@ -397,3 +397,29 @@ def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
     assert one.fingerprint == other.fingerprint
     assert (one.trained_form.fps, one.trained_form.duration_s) == (config.data.world.fps, config.data.world.duration_s)
     assert one(prompt="a", height=16, width=16)[0].clip.video.shape == (16, 16, 16, 3)
+
+
+def test_adapters_are_not_put_over_other_weights_than_they_were_trained_on(tmp_path, monkeypatch):
+    from avgen.models.dit import AVTransformer
+    from avgen.sample import folder
+    from avgen.sample.folder import open_pipeline
+    from avgen.train.config import LoraConfig, TrainConfig
+    from avgen.train.data_config import ToyboxData
+    from avgen.train.record import begin
+    from avgen.train.run import export, prepare
+    from tests.sample.factory import MODEL
+
+    parts, start = pipeline(), tmp_path / "start"
+    monkeypatch.setattr(folder, "load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
+    parts.model.save_pretrained(start)
+    data, lora = ToyboxData(workers=0), LoraConfig(rank=2)
+    config = TrainConfig(model=MODEL, steps=1, batch=1, out=tmp_path / "run", data=data, start=start, lora=lora)
+    run = prepare(config)
+    begin(config, run.accelerator)
+    export(run)
+    open_pipeline(config.out)
+    other = AVTransformer.from_pretrained(start)
+    other.towers["video"].head.weight.data.add_(0.01)
+    other.save_pretrained(start)
+    with pytest.raises(ValueError, match=r"adapters were trained on other weights than start=.* holds now"):
+        open_pipeline(config.out)
