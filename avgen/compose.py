@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import site
 import sys
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
-from avgen.config import ConfigError, Leaf, build, leaves, suggest
+from avgen.config import ConfigError, Leaf, build, leaves, members, suggest
 
 if typing.TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -243,8 +242,7 @@ def _read(override: str) -> Override:
 
 
 def _is_text(hint: Any) -> bool:
-    members = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return all(m in (str, Path, type(None)) for m in members)
+    return all(m in (str, Path, type(None)) for m in members(hint))
 
 
 def _is_free(key: str, schema: Mapping[str, Leaf]) -> bool:

@@ -210,8 +210,12 @@ def leaves(cls: type, prefix: str = "", base: Any = None) -> Iterator[Leaf]:
 
 def nested_dataclasses(hint: Any) -> list[type]:
     """The dataclasses a field may directly hold (not those inside its tuples or dicts)."""
-    members = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [m for m in members if is_dataclass(m) and isinstance(m, type)]
+    return [m for m in members(hint) if is_dataclass(m) and isinstance(m, type)]
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types that a union offers, or the type itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _default(field: Field[Any], base: Any = None) -> Any:
@@ -244,6 +248,13 @@ def type_name(hint: Any) -> str:
     return {"str": "text", "Path": "path", "bool": "true or false"}.get(
         getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint))
     )
+
+
+def at_least_one(config: Any, *names: str) -> None:
+    """A check for `__post_init__`: of numbers that count something."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
 
 
 def to_plain(value: Any) -> Any:

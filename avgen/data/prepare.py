@@ -26,7 +26,7 @@ import psutil
 import torch
 
 from avgen import __version__, command
-from avgen.config import ConfigError, fingerprint, to_plain
+from avgen.config import ConfigError, at_least_one, fingerprint, to_plain
 from avgen.data.encode import Encoders, Media, NotFinite, looked_at, read_media
 from avgen.data.manifest import BadRow, Record, manifest_file, scan_manifest
 from avgen.data.media import MediaError
@@ -69,9 +69,7 @@ class PrepareConfig:
     verify_windows: int = 6  # so many, spread over the store
 
     def __post_init__(self) -> None:
-        for name in ("shard_clips", "readers", "verify_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least_one(self, "shard_clips", "readers", "verify_windows")
         if self.codec.video is None and self.codec.audio is None:
             raise ValueError("codec.video and codec.audio are both null: give at least one codec")
 

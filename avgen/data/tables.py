@@ -103,7 +103,7 @@ def _parquet_rows(source: Path) -> Iterator[Row]:
         raise ManifestError(f"{source} cannot be read as parquet: {error}") from error
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], left_out: Collection[str] = ()) -> int:
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], left_out: Collection[str]) -> int:
     """The number written. In jsonl, values that are null are left out of the columns named so."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl":

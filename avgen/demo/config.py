@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avgen.config import at_least_one
 from avgen.data.toybox import ToyboxConfig
 
 TOYBENCH_PROMPTS = 400  # that the suite has
@@ -29,9 +30,7 @@ class DemoConfig:
     quick: bool = False  # a tenth of the clips: to see that all runs, not for its figures
 
     def __post_init__(self) -> None:
-        for name in ("fit_clips", "test_clips", "shown_clips", "toybench_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least_one(self, "fit_clips", "test_clips", "shown_clips", "toybench_prompts")
         if self.toybench_prompts > TOYBENCH_PROMPTS:
             raise ValueError(
                 f"toybench_prompts={self.toybench_prompts} must be at most {TOYBENCH_PROMPTS}: it has no more"

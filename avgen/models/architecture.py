@@ -6,16 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from avgen.config import at_least_one
 from avgen.models.attention import BACKENDS
 from avgen.models.rope import Clock, Space
 
 COUPLINGS = ("cross", "joint", "none")
-
-
-def at_least_one(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -101,10 +101,9 @@ class TransformersText:
         """
         with in_one_line(f"the text encoder in {path}"):
             kind = AutoConfig.from_pretrained(path, subfolder=subfolder).model_type
-        if kind not in FAMILIES:
-            raise ValueError(f"{path} holds a {kind!r}, which is no text encoder known here: {', '.join(FAMILIES)}")
-        family = FAMILIES[kind]
-        with in_one_line(f"the text encoder in {path}"):
+            if kind not in FAMILIES:
+                raise ValueError(f"{path} holds a {kind!r}, which is no text encoder known here: {', '.join(FAMILIES)}")
+            family = FAMILIES[kind]
             model, info = getattr(transformers, family.loader).from_pretrained(
                 path, subfolder=subfolder, dtype=dtype, output_loading_info=True
             )

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+GENERIC = ("architectures", "dtype", "torch_dtype", "transformers_version")  # how a network was saved, not what it is
+
 
 class Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
@@ -29,9 +31,6 @@ def fingerprint_of(label: str, weights: Mapping[str, Tensor]) -> str:
     digest: Any = hashlib.sha256(label.encode())
     add_weights(digest, weights)
     return digest.hexdigest()[:16]
-
-
-GENERIC = ("architectures", "dtype", "torch_dtype", "transformers_version")  # how a network was saved, not what it is
 
 
 def chosen(config: Any, kind: type | None = None) -> dict[str, Any]:

@@ -110,11 +110,12 @@ def joint(config: ModelConfig, batch: BatchShape, n: Numerics) -> StageBytes:
     A mask on the keys makes that copy anyway; a single sample's slice is contiguous as it is.
     """
     masked = [s.padded for s in batch.streams.values()]
-    weighed = across(config, batch) if n.plain else 0
     slices = {m: batch.samples * s.tokens * config.towers[m].width * n.act for m, s in batch.streams.items()}
     if any(masked):
-        return StageBytes(weighed + sum(size for m, size in slices.items() if not batch.streams[m].padded), 0, 0)
-    return StageBytes(weighed + (sum(slices.values()) if batch.samples > 1 else 0), 0, 0)
+        copied = sum(size for m, size in slices.items() if not batch.streams[m].padded)
+    else:
+        copied = sum(slices.values()) if batch.samples > 1 else 0
+    return StageBytes(copied + across(config, batch) * n.plain, 0, 0)
 
 
 def across(config: ModelConfig, batch: BatchShape) -> int:

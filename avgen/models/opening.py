@@ -140,11 +140,8 @@ def _class_name(path: str, subfolder: str, revision: str | None) -> str:
     local = _local(path, subfolder)
     if local is None:
         where = {"subfolder": subfolder} if subfolder else {}
-        try:
+        with in_one_line(f"path={path} is no folder here, and from the hub it"):
             config = diffusers.AutoencoderKL.load_config(path, revision=revision, **where)
-        except OSError as refused:
-            reason = str(refused).strip().splitlines()[0]
-            raise ValueError(f"path={path} is no folder here, and the hub does not give it: {reason}") from refused
     else:
         with in_one_line(f"{local / 'config.json'}"):
             config = json.loads((local / "config.json").read_text())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from avgen import __version__, command
 from avgen.compose import load
-from avgen.config import to_plain
+from avgen.config import at_least_one, to_plain
 from avgen.prefer.__main__ import MINED
 from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
 
@@ -52,9 +52,7 @@ class DemoConfig:
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "held_out", "steps", "rounds", "per_prompt"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least_one(self, "prompts", "held_out", "steps", "rounds", "per_prompt")
         if self.candidates < 2:
             raise ValueError(f"candidates={self.candidates} must be at least 2: a pair has two clips")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

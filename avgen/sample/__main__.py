@@ -25,15 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     from avgen.ranks import this_process
-    from avgen.sample.folder import open_pipeline
+    from avgen.sample.folder import open_for
     from avgen.sample.jobs import jobs_of, left_out, requests_of, run
 
     console = Console()
     requests = requests_of(config)
     state = this_process()
-    pipeline = open_pipeline(config.model).to(state.device)
-    if config.attention is not None:
-        pipeline.model.set_attention(config.attention)
+    pipeline = open_for(state.device, config.model, config.attention)
 
     def leave_out(request: Request, error: MediaError) -> None:
         if state.is_main_process:

@@ -55,14 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         raise ValueError("avgen app needs gradio, which is not installed: pip install -e '.[demo]'") from error
     from avgen.ranks import this_process
-    from avgen.sample.folder import open_pipeline
+    from avgen.sample.folder import open_for
     from avgen.sample.page import serve
     from avgen.sample.studio import Studio
 
     print(f"opening {config.model} ...", flush=True)
-    pipeline = open_pipeline(config.model).to(this_process().device)
-    if config.attention is not None:
-        pipeline.model.set_attention(config.attention)
+    pipeline = open_for(this_process().device, config.model, config.attention)
     served = serve(Studio(pipeline, config.out, config.longest_s), config)
     print(f"{served.local_url}  (Ctrl+C ends it; clips are in {config.out})", flush=True)
     try:

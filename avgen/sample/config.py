@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from avgen.config import at_least_one
 from avgen.sample.cache import CacheConfig
 from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import Edit
@@ -39,9 +40,7 @@ class SampleConfig:
     attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
-        for name in ("samples", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least_one(self, "samples", "batch")
         if self.prompt and self.prompts is not None:
             raise ValueError("prompt and prompts are both given: leave one out")
 

@@ -20,8 +20,18 @@ from avgen.train.config import TrainConfig
 from avgen.train.data_config import PairsData, StoreData, ToyboxData
 
 if TYPE_CHECKING:
+    import torch
+
     from avgen.data.store import Store
     from avgen.models.encoders import TransformersText
+
+
+def open_for(device: torch.device, path: Path, attention: str | None) -> AVPipeline:
+    """`open_pipeline`, on a device, with another attention kernel than the model's own if one is named."""
+    pipeline = open_pipeline(path).to(device)
+    if attention is not None:
+        pipeline.model.set_attention(attention)
+    return pipeline
 
 
 def open_pipeline(path: Path) -> AVPipeline:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from avgen.config import ConfigError
+from avgen.config import ConfigError, at_least_one
 from avgen.flow import FlowConfig, LevelLaw
 from avgen.models.architecture import ModelConfig
 from avgen.models.checkpointing import Checkpointing
@@ -287,9 +287,9 @@ class TrainConfig:
     keep: int = 2  # newest checkpoints that stay
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "log_every", "validate_every", "validation_clips", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        at_least_one(
+            self, "steps", "batch", "accumulate", "log_every", "validate_every", "validation_clips", "save_every"
+        )
         if self.keep < 1:
             raise ValueError(f"keep={self.keep} must be at least 1: the newest checkpoint is never deleted")
         if self.batch % self.accumulate:
