@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avgen import __version__, command
+from avgen.config import at_least_one
 from avgen.flow import losses, noised
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.cost import BatchShape, step_cost
@@ -52,6 +53,7 @@ class BenchConfig(PlanConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        at_least_one(self, "warmup", "repeats")
         for name in PLANNED_ONLY:
             if getattr(self, name) != getattr(PlanConfig, name):
                 raise ValueError(
@@ -207,6 +209,7 @@ def run(config: BenchConfig, console: Console) -> list[Measurement]:
             continue
         done.append(found)
         table.add_row(*cells(found))
+        console.print(f"{name}: {found.step_s * 1e3:.0f} ms a step, {found.utilisation:.1%} of matmul")
         if config.out is not None:
             record(config, found, machine, config.out)
     console.print(table)

@@ -70,14 +70,16 @@ def configure(
     about: str,
     examples: Sequence[str] = (),
     verb: str | None = None,
+    besides: type | None = None,
 ) -> T:
     """The configuration of a command line, from configs/<name>.yaml if named; `--help` and `--show` print and leave.
 
     `verb` is what stands behind `avgen`, or the whole of a command that is none of its verbs: "python -m MODULE".
+    `besides` has the keys of a command that reads another command's configuration and a few words of its own.
     """
     overrides, config_dir, asked = _split(sys.argv[1:] if argv is None else argv)
     if asked == "help":
-        print(help_text(cls, name, overrides, config_dir, about, examples, verb or name or ""))
+        print(help_text(cls, name, overrides, config_dir, about, examples, verb or name or "", besides))
         raise SystemExit(0)
     config = load(cls, name, overrides, config_dir)
     if asked == "show":
@@ -118,6 +120,7 @@ def help_text(
     about: str,
     examples: Sequence[str],
     verb: str,
+    besides: type | None = None,
 ) -> str:
     """Every key with its value now, type and meaning; the groups with their options; examples."""
     composed = compose(cls, name, overrides, config_dir)
@@ -132,6 +135,18 @@ def help_text(
         ]
         lines.append("")
     lines.append("keys (key=value now, type: meaning):")
+    if besides is not None:
+        lines += keys_text(besides, compose(besides, None, [], None), width)
+    lines += keys_text(cls, composed, width)
+    lines += ["", "--show prints the composed configuration, --config-dir adds a folder of your own YAML files."]
+    if examples:
+        lines += ["", "examples:", *(f"  {example}" for example in examples)]
+    return "\n".join(lines)
+
+
+def keys_text(cls: type, composed: Composed, width: int) -> list[str]:
+    """A line or more of every key, section by section."""
+    lines: list[str] = []
     section = None
     for leaf in leaves(cls):
         parent = ".".join(leaf.key.split(".")[:-1][:2])
@@ -139,10 +154,7 @@ def help_text(
             section = parent
             lines.append("")
         lines += _key_lines(leaf, composed, width)
-    lines += ["", "--show prints the composed configuration, --config-dir adds a folder of your own YAML files."]
-    if examples:
-        lines += ["", "examples:", *(f"  {example}" for example in examples)]
-    return "\n".join(lines)
+    return lines
 
 
 def chosen(composed: Composed, group: str) -> str:

@@ -108,6 +108,15 @@ def load(cls: type[T], name: str | None, overrides: Sequence[str] = (), config_d
 
 def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed:
     """Hydra's composition as plain data, with overrides checked against the schema beforehand."""
+    from yaml import YAMLError
+
+    try:
+        return _composed(cls, name, overrides, config_dir)
+    except YAMLError as error:  # it names the file, the line and what was expected there
+        raise ConfigError("", f"a YAML file cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _composed(cls: type, name: str | None, overrides: Sequence[str], config_dir: Path | None) -> Composed:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException

@@ -104,10 +104,10 @@ def noised(stream: Stream, noise: Tensor, level: Tensor | None = None) -> Stream
     return replace(stream, x=torch.where(t == 0, stream.x, (1 - t) * stream.x + t * noise))
 
 
-def velocity_of(data: Tensor, noised_stream: Stream) -> Tensor:
-    """The velocity that a prediction of the data implies. Levels under 0.02 are read as 0.02: there the
-    division would only amplify rounding."""
-    t = noised_stream.level[..., None].clamp(min=0.02)
+def velocity_of(data: Tensor, noised_stream: Stream, least: float = 0.02) -> Tensor:
+    """The velocity that a prediction of the data implies. Levels under `least` are read as that: in training the
+    division would only amplify rounding there."""
+    t = noised_stream.level[..., None].clamp(min=least)
     return (noised_stream.x - data) / t
 
 

@@ -7,9 +7,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def prompts_text(path: Path) -> str:
@@ -40,10 +41,21 @@ def relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[BinaryIO]:
+    """The file, while nobody else appends to it or puts another in its place."""
+    while True:
+        with path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # while this waited another may have taken the name: what is locked now is nobody's any more
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file
+                return
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """One whole line, whatever others append at the same time; behind one that a kill cut short it begins anew."""
-    with path.open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)

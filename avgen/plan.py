@@ -86,7 +86,7 @@ class PlanConfig:
     fps: float  # of its picture
     batch: int = 1  # clips per device and forward pass
     caption_tokens: int = 256  # per caption: bytes, or features of the frozen encoder
-    levels: int = 1  # noise levels per sample and stream: 2 where tasks give some tokens (I2AV, extend, inpaint)
+    levels: int = 1  # noise levels per sample and stream: 2 in every training step, 1 where nothing can be given
     ragged: bool = False  # the batch is padded, so attention is masked (tokens are those of the longest sample)
     video_codec: VideoGeometry | None = None  # null = a known one that fits model.video.channels
     audio_codec: AudioGeometry | None = None  # null = a known one that fits model.audio.channels

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+
+Modality = Literal["video", "audio"]
+MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from avgen.__main__ import VERBS
 from avgen.command import field_comments, help_text
 from avgen.compose import load
 from avgen.config import UNSET, ConfigError, build, fingerprint, leaves, to_plain
+from avgen.train.config import TrainConfig
 from tests.conftest import ROOT
 
 
@@ -474,3 +475,11 @@ def test_no_option_of_a_group() -> None:
     assert load(TrainConfig, "train", ["recipe=toybox", "parallel=null"]).parallel.strategy == "ddp"
     assert load(TrainConfig, "train", ["recipe=toybox", "model=small"]).model.video.width > 192
     assert load(TrainConfig, "train", ["recipe=null", "recipe=toybox"]).steps == 2100
+
+
+@pytest.mark.parametrize("text", ["whole: [1\n", "\twhole: 1\n", "whole: 1\nwhole: 2\n"])
+def test_a_file_that_is_no_yaml_is_named_with_the_place(tmp_path, text):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "broken.yaml").write_text(f"# @package _global_\n{text}")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*broken\.yaml.*line"):
+        load(TrainConfig, "train", ["recipe=broken"], tmp_path)

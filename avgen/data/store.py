@@ -210,8 +210,13 @@ class Store:
     @property
     def forms(self) -> tuple[Shape, ...]:
         """The shapes there are windows of, that of the most first."""
+        return tuple(self.counted)
+
+    @property
+    def counted(self) -> dict[Shape, int]:
+        """How many windows there are of each shape, that of the most first."""
         buckets, counts = np.unique(self.column("bucket"), return_counts=True)
-        return tuple(self.header.shapes[bucket] for bucket in buckets[np.argsort(-counts, kind="stable")])
+        return {self.header.shapes[buckets[i]]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
 
     def column(self, name: str) -> np.ndarray:
         """One of the number columns, whole: 2 to 8 bytes a row."""

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from avgen.command import configure, run
+from avgen.config import at_least_one
 from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
 from avgen.data.toybox.reader import Score, read_events, score
-from avgen.models.embedded_audio import SpectralAudioCodec
-from avgen.models.embedded_video import PatchVideoCodec
+from avgen.models.codec_files import CodecFiles
+from avgen.models.codecs import AudioCodec, VideoCodec
+from avgen.models.opening import open_audio_codec, open_video_codec
 
 ONSET_SPAN_S = 0.03
 
@@ -31,7 +33,10 @@ class ReportConfig:
     n_clips: int = 120  # of the test split
     seed: int = 11  # of the world and of the noise
     noise: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4)  # standard deviations of the latents
-    world: ToyboxConfig = field(default_factory=ToyboxConfig)
+    world: ToyboxConfig = field(default_factory=ToyboxConfig)  # its rate and channels are the sound's codec's
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n_clips")
 
 
 @torch.no_grad()
@@ -45,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         ["python -m avgen.models.codec_report codecs=runs/codecs"],
         "python -m avgen.models.codec_report",
     )
-    video, audio = (
-        PatchVideoCodec.from_pretrained(config.codecs / "video"),
-        SpectralAudioCodec.from_pretrained(config.codecs / "audio"),
-    )
-    world = Toybox(config.world, "test", config.seed)
+    video = open_video_codec(CodecFiles(str(config.codecs / "video")))
+    audio = open_audio_codec(CodecFiles(str(config.codecs / "audio")))
+    sound = audio.geometry
+    form = replace(config.world, sample_rate_hz=sound.sample_rate_hz, audio_channels=sound.audio_channels)
+    world = Toybox(form, "test", config.seed)
     items = [world[i] for i in range(config.n_clips)]
     frames = torch.stack([torch.from_numpy(i.clip.video) for i in items])
     waves = torch.stack([torch.from_numpy(i.clip.audio) for i in items])
@@ -61,16 +66,23 @@ def main(argv: list[str] | None = None) -> int:
         decoded = video.decode(_noised(pictures, level, draw))[:, : frames.shape[1]]
         heard = audio.decode(_noised(sounds, level, draw))[..., : waves.shape[-1]]
         both = [(a, b, i) for a, b, i in zip(waves, heard, items, strict=True) if a.any()]
-        convergence = np.mean([spectral_convergence(a, b) for a, b, _ in both])
-        onsets = np.abs(np.concatenate([onset_errors_s(a, b, i) for a, b, i in both])) * 1e3
-        onset = f"{np.median(onsets):.1f} (p90 {np.percentile(onsets, 90):.1f})"
-        loud = np.median([10 * torch.log10(b.square().sum() / a.square().sum()) for a, b, _ in both])
         psnr = float(np.mean([psnr_db(a, b) for a, b in zip(frames, decoded, strict=True)]))
         f1 = _f1(_read(items, decoded, heard))
-        print(f"{level:5.2f} {psnr:8.2f} {convergence:6.3f} {onset:>14} {loud:+8.2f}   {f1}")
+        print(f"{level:5.2f} {psnr:8.2f} {_sound(both)}   {f1}")
     print(f"decoding one clip, one try in ten, best: video {_best_ms(video, pictures[:1]):.1f} ms,", end=" ")
     print(f"audio {_best_ms(audio, sounds[:1]):.1f} ms on {torch.get_num_threads()} thread(s)")
     return 0
+
+
+def _sound(both: list[tuple[Tensor, Tensor, ToyClip]]) -> str:
+    """Convergence, onsets and level of made sounds beside true ones; dashes where none is heard, or struck."""
+    if not both:
+        return f"{'-':>6} {'-':>14} {'-':>8}"
+    convergence = np.mean([spectral_convergence(a, b) for a, b, _ in both])
+    onsets = np.abs(np.concatenate([onset_errors_s(a, b, i) for a, b, i in both])) * 1e3
+    onset = f"{np.median(onsets):.1f} (p90 {np.percentile(onsets, 90):.1f})" if onsets.size else "-"
+    loud = np.median([10 * torch.log10(b.square().sum() / a.square().sum()) for a, b, _ in both])
+    return f"{convergence:6.3f} {onset:>14} {loud:+8.2f}"
 
 
 def psnr_db(true: Tensor, made: Tensor) -> float:
@@ -119,7 +131,7 @@ def _f1(total: Score) -> str:
     return "".join(f"{getattr(total, name).f1:6.3f}" for name in ("seen", "heard", "sync"))
 
 
-def _best_ms(codec: PatchVideoCodec | SpectralAudioCodec, latents: Tensor) -> float:
+def _best_ms(codec: VideoCodec | AudioCodec, latents: Tensor) -> float:
     spent = []
     for _ in range(10):
         began = time.process_time()

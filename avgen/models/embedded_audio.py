@@ -290,6 +290,7 @@ def _fit_linear(codec: SpectralAudioCodec, latents: Tensor, targets: Tensor, noi
     x = torch.cat([x, torch.ones_like(x[:, :1])], dim=-1).double()
     y = rearrange(targets, "b f n -> (b n) f").double()
     ridge = torch.cat([noise.repeat_interleave(width).square(), noise.new_zeros(1)]).double() * len(x)
+    ridge = ridge.clamp_min(1e-9 * len(x))  # of sounds that never differ, as silence, nothing else makes it solvable
     solution = torch.linalg.solve(x.T @ x + torch.diag(ridge), x.T @ y)
     codec.linear.weight.copy_(rearrange(solution[:-1], "(c k) f -> f c k", k=width))
     if codec.linear.bias is not None:

@@ -90,6 +90,11 @@ def load_or_fit(
             if not folder.exists():
                 raise
             shutil.rmtree(partial, ignore_errors=True)  # another process was first: both use its fit
+    return open_fit(folder)
+
+
+def open_fit(folder: Path) -> tuple[PatchVideoCodec, SpectralAudioCodec]:
+    """The pair in a folder that `load_or_fit` has made."""
     pair = PatchVideoCodec.from_pretrained(folder / "video"), SpectralAudioCodec.from_pretrained(folder / "audio")
     return pair[0].eval().requires_grad_(False), pair[1].eval().requires_grad_(False)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avgen.lines import file_hash
-from avgen.prefer.pairs import ClipForm
-from avgen.sample.jobs import FILE_KINDS, MANIFEST, read_manifest
+from avgen.sample.inputs import FILE_KINDS, Form
+from avgen.sample.jobs import MANIFEST, read_manifest
 from avgen.tasks import NAMED
 
 RESULTS, SUMMARY = "results.jsonl", "summary.json"  # of avgen eval
@@ -28,7 +28,7 @@ class Candidate:
     prompt: str  # its id
     text: str
     task: str
-    form: ClipForm
+    form: Form
     given: tuple[str, ...]  # the files it was made from
     seed: int
     file: Path
@@ -120,7 +120,7 @@ def checked(said: Mapping[str, Any] | None, line: Mapping[str, Any], clips: Path
         prompt=str(line["prompt"]),
         text=said["prompt"],
         task=said["task"],
-        form=ClipForm.of(said),
+        form=Form.of(said),
         given=tuple(str(said[kind]) for kind in FILE_KINDS if kind in said),
         seed=int(line["seed"]),
         file=file,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avgen.prefer.pairs import MODALITIES, Modality
+from avgen.types import MODALITIES, Modality
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from avgen.config import fingerprint
 from avgen.lines import relative
 from avgen.prefer.candidates import Candidate, Excluded, Pool
 from avgen.prefer.config import Group, PreferConfig
-from avgen.prefer.pairs import Modality, Pair, Side, generated
+from avgen.prefer.pairs import Pair, Side, generated
+from avgen.types import Modality
 
 EQUAL = 1e-9  # standard deviations: less is rounding
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from avgen.config import ConfigError, build, to_plain
 from avgen.lines import file_hash
+from avgen.sample.inputs import Form
 from avgen.tasks import EVERYTHING, NAMED
+from avgen.types import MODALITIES, Modality
 
 PAIRS = "pairs.jsonl"
 SCHEMA = 1
-Modality = Literal["video", "audio"]
-MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 
 def require_unchanged(file: Path, sha256: str) -> None:
@@ -39,28 +38,13 @@ class Side:
 
 
 @dataclass(frozen=True)
-class ClipForm:
-    """What both clips measure."""
-
-    duration_s: float
-    fps: float
-    height: int
-    width: int
-
-    @classmethod
-    def of(cls, line: Mapping[str, Any]) -> ClipForm:
-        """Of a line of the sampler's manifest."""
-        return cls(*(line[f.name] for f in fields(cls)))
-
-
-@dataclass(frozen=True)
 class Pair:
     """Two clips that were asked for alike, of which one is better."""
 
     prompt: str  # its id
     text: str
     task: str
-    form: ClipForm
+    form: Form  # of both
     winner: Side
     loser: Side
     trains: tuple[Modality, ...]  # in which the winner is better; of the others the loss sees nothing

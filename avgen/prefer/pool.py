@@ -18,9 +18,11 @@ from typing import Any
 from avgen import command
 from avgen.config import fingerprint
 from avgen.lines import file_hash
-from avgen.prefer.pairs import MODALITIES, ClipForm, generated
-from avgen.sample.jobs import FILE_KINDS, MANIFEST, SCHEMA, read_manifest
+from avgen.prefer.pairs import generated
+from avgen.sample.inputs import FILE_KINDS, Form
+from avgen.sample.jobs import MANIFEST, SCHEMA, read_manifest
 from avgen.tasks import NAMED
+from avgen.types import MODALITIES
 
 EXAMPLES = (
     "avgen prefer pool clips=runs/candidates exchanged=1 out=runs/pool",
@@ -115,7 +117,7 @@ def exchanged_lines(config: PoolConfig, own: Sequence[dict[str, Any]]) -> Iterat
         for further in range(1, min(config.exchanged, len(own) - 1) + 1):
             there = (place + further) % len(own)
             other = own[there]
-            if ClipForm.of(line) != ClipForm.of(other):
+            if Form.of(line) != Form.of(other):
                 continue
             picture, sound = (config.clips / one["file"] for one in (line, other))
             file = config.out / f"{line['id']}_x{marks[place]}{marks[there]}.mp4"
@@ -147,7 +149,7 @@ def real_lines(
     for record in records:
         try:
             made_of = [digest(path) for path in (record.path, record.audio_path) if path is not None]
-            mark = fingerprint([*made_of, record.start_s, ClipForm.of(asked)])
+            mark = fingerprint([*made_of, record.start_s, Form.of(asked)])
             file = config.out / f"{asked['id']}_r{mark[:12]}.mp4"
             if not file.exists():
                 end = record.start_s + asked["duration_s"]
@@ -192,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(note, highlight=False, markup=False)
     console.print(
         f"{found.candidates} candidates, {found.real} real clips and {found.exchanged} with an exchanged sound are in "
-        f"[bold]{config.out}[/bold]: score them by `avgen eval clips={config.out}`"
+        f"[bold]{config.out}[/bold]: score them by "
+        f"`avgen eval suite=plain prompts=FILE clips={config.out}`, with the file that the candidates were made of"
     )
     return 0

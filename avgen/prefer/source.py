@@ -10,16 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from avgen.data.buckets import Shape
 from avgen.data.stream import At, Order
 from avgen.models.text import toybox_bytes
 from avgen.prefer.pairs import Pair, Side, require_unchanged
-from avgen.sample.inputs import Form, read_picture, read_sound
+from avgen.sample.inputs import read_picture, read_sound
 from avgen.sample.pipeline import AVPipeline
 from avgen.tasks import NAMED, assign
 from avgen.types import AudioGeometry, Batch, Stream, Text, VideoGeometry, stack_batches
+
+HOLDS = 2  # raise it whenever a clip's file is to hold something else
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Latents:
         return cls(folder, pipeline.video_codec.geometry, pipeline.audio_codec.geometry, mark, length)
 
     def file(self, pair: Pair, side: Side) -> Path:
-        decides = [self.encoders, side.sha256, asdict(pair.form), pair.task, pair.text]
+        decides = [HOLDS, self.encoders, side.sha256, asdict(pair.form), pair.task, pair.text]
         return self.folder / f"{hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]}.safetensors"
 
     def clip(self, pair: Pair, side: Side) -> Batch:
@@ -54,7 +57,15 @@ class Latents:
         else:
             text = Text.of(held["text"], held["text_valid"].bool())
         text = text.said([pair.text])
-        return Batch(video, audio, text, text)
+        return Batch(video, audio, text, text, self.still(pair))
+
+    def still(self, pair: Pair) -> torch.Tensor | None:
+        """The winner's first frame, held, for both clips: an image says nothing of how either moves on."""
+        with safe_open(self.file(pair, pair.winner), "pt") as held:
+            if "still" not in held.keys():  # noqa: SIM118  # no dict
+                return None
+            tokens: torch.Tensor = self.video.stream(held.get_tensor("still"), pair.form.fps).x
+            return tokens
 
 
 def encode(pairs: Iterable[Pair], clips: Path, pipeline: AVPipeline, latents: Latents, first: float = 0.0) -> None:
@@ -78,9 +89,13 @@ def encoded(pair: Pair, file: Path, sha256: str, pipeline: AVPipeline) -> dict[s
             f"{file}, a clip of prompt {pair.prompt!r}, is not there: put it back, or mine the pairs again"
         )
     require_unchanged(file, sha256)
-    form, task, held = Form(**asdict(pair.form)), NAMED[pair.task], {}
+    form, task, held = pair.form, NAMED[pair.task], {}
     if task.video is not None:
-        held["video"] = pipeline.encoded(pipeline.video_codec, read_picture(file, form, [])[0])
+        frames = read_picture(file, form, [])[0]
+        held["video"] = pipeline.encoded(pipeline.video_codec, frames)
+        first = pipeline.video_codec.geometry.time.first
+        if first > 1:  # else the first frame is a step of its own
+            held["still"] = pipeline.encoded(pipeline.video_codec, frames[:1].repeat(first, axis=0))
     if task.audio is not None:
         wave = read_sound(file, form, pipeline.audio_codec.geometry, [])[0]
         held["audio"] = pipeline.encoded(pipeline.audio_codec, wave)

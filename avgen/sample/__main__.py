@@ -39,8 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
     jobs = jobs_of(config, pipeline, requests, None if config.prompts is None else leave_out)
     lost = len(requests) - len(jobs) + run(config, pipeline, jobs, console)
-    console.print(f"clips and manifest.jsonl are in [bold]{config.out}[/bold]")
-    if lost:
+    if state.is_main_process:
+        console.print(f"clips and manifest.jsonl are in [bold]{config.out}[/bold]")
+    if lost and state.is_main_process:
         console.print(f"{lost} of {len(requests)} clips could not be made: mend their files and run it again")
     return command.INCOMPLETE if lost else 0
 

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from avgen import command
+from avgen.config import at_least_one
 from avgen.sample.cache import CacheConfig
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance, guided
 from avgen.sample.inputs import GivenMedia, Request
 from avgen.sample.loop import generate
 from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline, sample_noise
-from avgen.sample.seams import seam_ranks
+from avgen.sample.seams import meetings_s, seam_ranks
 from avgen.sample.solvers import SolverConfig, SolverKind
-from avgen.sample.windows import spans
 from avgen.tasks import T2AV
 from avgen.types import Batch, Clip, stack_batches
 
@@ -40,13 +40,13 @@ class BenchConfig:
     repeats: int = 5  # of each timing, taken in turn; the median counts
     reference_steps: int = 200  # of heun, that solvers are held against
     long_s: float = 20.0  # of the clip whose seams are looked for
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
         wrong = [name for name in self.measure if name not in MEASURES]
         if wrong:
             raise ValueError(f"measure={wrong} is unknown: choose from {', '.join(MEASURES)}")
-        if min(self.batch, self.repeats, self.reference_steps) < 1:
-            raise ValueError("batch, repeats and reference_steps must be at least 1")
+        at_least_one(self, "batch", "repeats", "reference_steps")
 
 
 def clean_batch(pipeline: AVPipeline, size: int) -> Batch:
@@ -58,6 +58,7 @@ def start(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
     """From a shell to a clip on the disk: interpreter, libraries, model, one clip."""
     with tempfile.TemporaryDirectory() as out:
         words = [f"model={config.model}", f"prompt={CAPTION}", f"out={out}", "precision=auto"]
+        words += [] if config.attention is None else [f"attention={config.attention}"]
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "avgen.sample", *words], check=True, capture_output=True)
         yield "cold start to first clip", f"{time.perf_counter() - began:.1f} s"
@@ -121,8 +122,7 @@ def seams(pipeline: AVPipeline, config: BenchConfig) -> Iterator[Row]:
     """How far sound and picture jump where windows meet, as a share of instants drawn at random that jump less."""
     form = replace(pipeline.trained_form, duration_s=config.long_s)
     clip = pipeline.make([Request(CAPTION)], "t2av", form, Method(SolverConfig(steps=12)))[0].clip
-    cuts_s = [span.kept for span in spans(config.long_s, pipeline.window_s)[:-1]]
-    for name, ranks in seam_ranks(clip, cuts_s).items():
+    for name, ranks in seam_ranks(clip, meetings_s(pipeline, form)).items():
         said = f"median {np.median(ranks):.2f}, highest {max(ranks):.2f} of {len(ranks)}" if len(ranks) else "none"
         yield f"{name} at seams, share of other instants that jump less", said
 
@@ -191,9 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     began = time.perf_counter()
     from avgen.ranks import this_process
-    from avgen.sample.folder import open_pipeline
+    from avgen.sample.folder import open_for
 
-    pipeline = open_pipeline(config.model).to(this_process().device)
+    pipeline = open_for(this_process().device, config.model, config.attention)
     print(f"{'opening the model':60} {time.perf_counter() - began:.1f} s")
     for name in config.measure:
         for what, value in MEASURES[name](pipeline, config):

@@ -40,6 +40,7 @@ class CompareConfig:
     guidance: Guidance = field(default_factory=Guidance)
     against: Guidance = field(default_factory=Guidance)  # the other way
     precision: Precision = "auto"  # of matrix products, by autocast
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1:
@@ -113,10 +114,10 @@ def main(argv: list[str] | None = None) -> int:
     from rich.progress import Progress
 
     from avgen.ranks import this_process
-    from avgen.sample.folder import open_pipeline
+    from avgen.sample.folder import open_for
 
     console = Console()
-    pipeline = open_pipeline(config.model).to(this_process().device)
+    pipeline = open_for(this_process().device, config.model, config.attention)
     method = Method(config.solver, config.guidance, precision=config.precision)
     pipeline.check(replace(method, guidance=config.against))
     exam = Exam.of(pipeline, config.world, "test", config.seed, config.clips, method)

@@ -52,8 +52,10 @@ class Exam:
             fps=form.fps,
             duration_s=form.duration_s,
             sample_rate_hz=pipeline.audio_codec.geometry.sample_rate_hz,
+            audio_channels=pipeline.audio_codec.geometry.audio_channels,
         )
-        return cls(world, split, seed, clips, form, method)
+        # here, not where clips are made: processes would each find out for themselves, and in each other's way
+        return cls(world, split, seed, clips, form, method.settled(pipeline.model.device))
 
     def item(self, place: int) -> ToyClip:
         return Toybox(self.world, self.split, self.seed)[place]
@@ -123,7 +125,7 @@ def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[R
         yield alone(pipeline)
         return
     start = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, start, _open, (model,))
+    pool = ProcessPoolExecutor(count, start, _open, (model, pipeline.model.spec.attention))
     try:
         yield lambda parts: pool.map(_read, parts)
     finally:
@@ -137,13 +139,13 @@ def usual_processes(cpu: bool) -> int:
 _pipeline: AVPipeline  # of a process of the crew
 
 
-def _open(model: Path) -> None:
-    from avgen.sample.folder import open_pipeline
+def _open(model: Path, attention: str) -> None:
+    from avgen.sample.folder import open_for
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
     torch.set_num_threads(1)
     global _pipeline
-    _pipeline = open_pipeline(model)
+    _pipeline = open_for(torch.device("cpu"), model, attention)
 
 
 def _read(part: Part) -> list[Read]:

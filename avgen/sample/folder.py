@@ -12,7 +12,6 @@ from diffusers.utils import logging
 from avgen.config import build
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
-from avgen.models.fit_codecs import load_or_fit
 from avgen.models.lora import BENEATH, beneath, fold_lora, load_lora
 from avgen.models.text_files import TextFiles
 from avgen.sample.pipeline import AVPipeline
@@ -28,9 +27,12 @@ if TYPE_CHECKING:
 
 def open_for(device: torch.device, path: Path, attention: str | None) -> AVPipeline:
     """`open_pipeline`, on a device, with another attention kernel than the model's own if one is named."""
+    import torch
+
     pipeline = open_pipeline(path).to(device)
     if attention is not None:
-        pipeline.model.set_attention(attention)
+        with torch.no_grad():  # some kernels only go forward
+            pipeline.model.set_attention(attention)
     return pipeline
 
 
@@ -43,7 +45,7 @@ def open_pipeline(path: Path) -> AVPipeline:
         return AVPipeline.from_pretrained(path)
     for run, model in ((path, path / "model"), (path.parent, path)):
         if (model / "config.json").is_file() and (run / "run.json").is_file():
-            return pipeline_for(config_of(run), AVTransformer.from_pretrained(model))
+            return pipeline_for(config_of(run), run, AVTransformer.from_pretrained(model))
     for run, adapter in ((path, path / "lora"), (path.parent, path)):
         if (adapter / LORA_WEIGHT_NAME_SAFE).is_file() and (run / "run.json").is_file():
             config = config_of(run)
@@ -55,7 +57,7 @@ def open_pipeline(path: Path) -> AVPipeline:
                     f"model={path}: its adapters were trained on other weights than start={config.start} holds now: "
                     "put those back"
                 )
-            return pipeline_for(config, fold_lora(adapted).requires_grad_(False))
+            return pipeline_for(config, run, fold_lora(adapted).requires_grad_(False))
     raise ValueError(
         f"model={path} is neither a pipeline (model_index.json) nor a training run with an exported model"
         " (run.json and model/config.json, or lora/ of adapters)"
@@ -66,25 +68,26 @@ def config_of(run: Path) -> TrainConfig:
     return build(TrainConfig, json.loads((run / "run.json").read_text())["config"])
 
 
-def pipeline_for(config: TrainConfig, model: AVTransformer) -> AVPipeline:
+def pipeline_for(config: TrainConfig, run: Path, model: AVTransformer) -> AVPipeline:
     """A trained model with what its run was made with; one trained on pairs, with all that made the pairs' clips."""
     model.eval()
     if isinstance(config.data, PairsData):
         made_by = open_pipeline(config.data.pipeline)
         made_by.register_modules(model=model)
         return made_by
-    return pipeline_of(config, model, *parts_for(config.data))
+    return pipeline_of(config, model, *parts_for(config.data, run))
 
 
-def parts_for(data: ToyboxData | StoreData) -> tuple[VideoCodec, AudioCodec, TransformersText | None]:
-    """The codecs of the latents that a run was trained on, and its captions' frozen encoder if they have one."""
+def parts_for(data: ToyboxData | StoreData, run: Path) -> tuple[VideoCodec, AudioCodec, TransformersText | None]:
+    """The codecs of the latents that the run was trained on, and its captions' frozen encoder if they have one."""
+    from avgen.train.data import codecs_of, fitted
+
     if isinstance(data, StoreData):
         from avgen.data.store import Store
-        from avgen.train.data import codecs_of
 
         store = Store.open(data.path)
         return *codecs_of(store), captions_of(store)
-    return *load_or_fit(data.codecs, data.fitted_world, data.fit_clips), None
+    return *fitted(data, run), None
 
 
 def captions_of(store: Store) -> TransformersText | None:

@@ -93,7 +93,7 @@ def guided(
     found = {}
     for m in made:
         answer = getattr(out, m).float()
-        answer = answer if predict == "velocity" else velocity_of(answer, getattr(stacked, m))
+        answer = answer if predict == "velocity" else velocity_of(answer, getattr(stacked, m), least=1e-3)
         plain, *others = answer.chunk(1 + len(active))
         found[m] = combine(plain, dict(zip(active, others, strict=True)), weights.get(m, {}))
         if weights.get(m) and guidance.of(m).rescale:

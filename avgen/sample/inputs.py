@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ FILES: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         ("inpaint", ("video",), ("audio",)),
     )
 }
-COLUMNS = ("prompt", "id", "image", "video", "audio", "seed")
+FILE_KINDS = ("image", "video", "audio")
+COLUMNS = ("prompt", "id", *FILE_KINDS, "seed")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Form:
     fps: float
     height: int
     width: int
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Form:
+        """Of a line of the manifest."""
+        return cls(*(line[f.name] for f in fields(cls)))
 
     @property
     def frames(self) -> int:
@@ -152,6 +158,11 @@ def length_of(request: Request, task: str) -> float | None:
 def read_given(request: Request, task: str, form: Form, sound: AudioGeometry, edit: Edit) -> GivenMedia:
     """The request's files as frames and samples of the clip's form, and the task made exact."""
     request.check(task)
+    if task in ("interpolate", "inpaint"):
+        try:
+            edit.check(form.duration_s)
+        except ValueError as error:  # of a file of prompts, the row's own: its video may be shorter than others
+            raise MediaError(f"{request.video}: {error}") from error
     frames = wave = None
     notes: list[str] = []
     real = [0.0, 0.0]
@@ -177,7 +188,6 @@ def made_exact(
                     " nothing to add: ask for more"
                 )
         return extend(real_s[0] if frames is not None else None, real_s[1] if wave is not None else None)
-    edit.check(form.duration_s)
     if task == "interpolate":
         return interpolate(edit.key_frames_s or (0.0, form.duration_s))
     if edit.remake == "both" and edit.hole_s is None and edit.box == WHOLE_PICTURE:
@@ -313,12 +323,26 @@ def _request(path: Path, number: int, row: dict[str, Any], defaults: Request) ->
         elif name == "seed":
             try:
                 values[name] = int(value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"prompts={path}, row {number}: seed={value!r} is not a whole number") from error
+                whole = not isinstance(value, bool) and (isinstance(value, str) or values[name] == value)
+            except (TypeError, ValueError, OverflowError):
+                whole = False
+            if not whole:
+                raise ValueError(f"prompts={path}, row {number}: seed={value!r} is not a whole number")
         else:
             values[name] = str(value)
     if set(values["id"]) & set("/\\\0") or values["id"].startswith("."):
         raise ValueError(
             f"prompts={path}, row {number}: id={values['id']!r} is to be a file name, without / or a first ."
         )
+    if (odd := not_text(values["prompt"])) is not None:
+        raise ValueError(f"prompts={path}, row {number}: {odd}")
     return Request(**values)
+
+
+def not_text(prompt: str) -> str | None:
+    """What to say of half a character: JSON and command lines can hold one, files and encoders cannot."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        return f"prompt={prompt[:40]!r} has half a character at place {error.start}: write it whole, or leave it out"
+    return None

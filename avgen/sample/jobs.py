@@ -24,16 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avgen.config import to_plain
 from avgen.data.media import MediaError
-from avgen.lines import append_line, standing_lines
+from avgen.lines import append_line, locked, standing_lines
 from avgen.ranks import this_process
 from avgen.sample.config import SampleConfig
-from avgen.sample.inputs import Form, Request, read_requests
+from avgen.sample.inputs import FILE_KINDS, Form, Request, not_text, read_requests
 from avgen.sample.pipeline import AVPipeline, Made, described
 from avgen.sample.write import suffix, write_made
 
 MANIFEST = "manifest.jsonl"
 SCHEMA = 1
-FILE_KINDS = ("image", "video", "audio")
 SUFFIXES = (".mp4", ".m4a")
 
 
@@ -51,6 +50,8 @@ def requests_of(config: SampleConfig) -> list[Request]:
     """Every clip asked for, checked: what is wrong is said before anything is loaded."""
     files = {name: getattr(config, name) for name in ("image", "video", "audio")}
     base = Request(config.prompt, seed=config.seed, **files)
+    if (odd := not_text(config.prompt)) is not None:
+        raise ValueError(odd)
     rows = [base] if config.prompts is None else read_requests(config.prompts, base)
     for row in rows:
         row.check(config.task)
@@ -268,13 +269,14 @@ def tidy(out: Path, jobs: Sequence[Job]) -> None:
     A clip that is to be made otherwise now is whole: who stops the job finds it with its line, and need not make it.
     """
     kept = {}
-    for line in read_manifest(out):
-        file = out / line["file"]
-        if file.is_file() and file.stat().st_size == line["bytes"]:
-            kept[line["name"]] = line
-    draft = out / f".{MANIFEST}.part"
-    draft.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
-    draft.replace(out / MANIFEST)
+    with locked(out / MANIFEST):  # another command may be adding its lines
+        for line in read_manifest(out):
+            file = out / line["file"]
+            if file.is_file() and file.stat().st_size == line["bytes"]:
+                kept[line["name"]] = line
+        draft = out / f".{MANIFEST}.part"
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
+        draft.replace(out / MANIFEST)
     names = {job.name for job in jobs}
     for left in list(out.iterdir()):  # one look at the folder, however many jobs
         if left.name.startswith(".") and _drafted(left.name) in names:

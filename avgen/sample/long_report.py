@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from avgen.sample.inputs import Form, GivenMedia, Request
 from avgen.sample.judge import Counts, Estimate, difference, estimate, f1
 from avgen.sample.method import Method, Precision
 from avgen.sample.pipeline import AVPipeline
-from avgen.sample.seams import seam_ranks, spliced
+from avgen.sample.seams import meetings_s, seam_ranks, spliced
 from avgen.sample.solvers import SolverConfig
-from avgen.sample.windows import spans
 from avgen.tasks import T2AV
 from avgen.types import Clip
 
@@ -49,6 +48,7 @@ class LongConfig:
     solver: SolverConfig = field(default_factory=SolverConfig)
     guidance: Guidance = field(default_factory=Guidance)
     precision: Precision = "auto"  # of matrix products, by autocast
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
         if self.clips < 2 or self.batch < 1 or self.times < 2:
@@ -97,20 +97,23 @@ def agreement(reading: Reading, start_s: float, end_s: float) -> Tally:
     return Tally(len(pairs), found=sum(map(inside, reading.heard)), true=sum(map(inside, reading.seen)))
 
 
-def report(clips: Sequence[Clip], real: Sequence[Clip], window_s: float, seed: int) -> LongReport:
+def report(
+    clips: Sequence[Clip], real: Sequence[Clip], window_s: float, cuts_s: Mapping[str, Sequence[float]], seed: int
+) -> LongReport:
+    """cuts_s: when windows meet, by stream"""
     readings = [read_events(clip) for clip in clips]
     length_s = clips[0].video_duration_s
     starts_s = [window_s * i for i in range(round(length_s / window_s))]
     counts: list[Counts] = [[f1(agreement(r, s, s + window_s)) for r in readings] for s in starts_s]
-    cuts_s = [span.kept for span in spans(length_s, window_s)[:-1]]
     rng = np.random.default_rng(seed)
     jumps = [seam_ranks(clip, cuts_s) for clip in clips]
     hard = []
     for i in range(len(clips)):
         fps = clips[i].fps or 1
         between = np.arange(math.ceil(0.1 * window_s * fps), math.floor((length_s - 0.1 * window_s) * fps) + 1)
-        at_s = np.sort(rng.choice(between, len(cuts_s), replace=False) / fps).tolist()  # between frames, no two alike
-        hard.append(seam_ranks(spliced([clips[i], clips[i - 1]], at_s), at_s))
+        count = len(next(iter(cuts_s.values())))
+        at_s = np.sort(rng.choice(between, count, replace=False) / fps).tolist()  # between frames, no two alike
+        hard.append(seam_ranks(spliced([clips[i], clips[i - 1]], at_s), dict.fromkeys(STREAMS, at_s)))
 
     def summed(ranks: Sequence[dict[str, np.ndarray]], of: Callable[[np.ndarray], np.ndarray]) -> dict[str, Estimate]:
         return {m: estimate([(float(of(r[m]).sum()), len(r[m])) for r in ranks], seed) for m in STREAMS}
@@ -166,17 +169,17 @@ def main(argv: list[str] | None = None) -> int:
     from rich.progress import Progress
 
     from avgen.ranks import this_process
-    from avgen.sample.folder import open_pipeline
+    from avgen.sample.folder import open_for
 
     console = Console()
-    pipeline = open_pipeline(config.model).to(this_process().device)
+    pipeline = open_for(this_process().device, config.model, config.attention)
     form = replace(pipeline.trained_form, duration_s=config.times * pipeline.window_s)
     with Progress(console=console) as bar:
         doing = bar.add_task("long clips", total=config.clips)
         clips = long_clips(pipeline, form, config, lambda count: bar.advance(doing, count))
         longer = Toybox(replace(config.world, **form_of(pipeline, form)), "test", config.seed)
         real = [pipeline.through_codecs(longer[i].clip) for i in bar.track(range(min(config.clips, 20)))]
-    found = report(clips, real, pipeline.window_s, config.seed)
+    found = report(clips, real, pipeline.window_s, meetings_s(pipeline, form), config.seed)
     for what, value in lines(found):
         console.print(f"{what:60} {value}", highlight=False)
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def form_of(pipeline: AVPipeline, form: Form) -> dict[str, Any]:
     """Real clips measure what made ones do: the reader is as strict as their frames are long."""
-    return asdict(form) | {"sample_rate_hz": pipeline.audio_codec.geometry.sample_rate_hz}
+    sound = pipeline.audio_codec.geometry
+    return asdict(form) | {"sample_rate_hz": sound.sample_rate_hz, "audio_channels": sound.audio_channels}
 
 
 if __name__ == "__main__":

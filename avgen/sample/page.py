@@ -13,8 +13,8 @@ import gradio as gr
 from avgen.command import users_error
 from avgen.sample.app import AppConfig
 from avgen.sample.config import SampleConfig
-from avgen.sample.inputs import FILES, Edit
-from avgen.sample.studio import FILE_KINDS, Shown, Studio
+from avgen.sample.inputs import FILE_KINDS, FILES, Edit
+from avgen.sample.studio import Shown, Studio
 
 TASKS = {
     "t2av": "Text to picture and sound",

@@ -21,7 +21,7 @@ from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.dit import AVTransformer
 from avgen.models.text import ByteText, TextEncoder
 from avgen.rng import gaussian
-from avgen.sample.inputs import Form, GivenMedia, Request, length_of, read_given
+from avgen.sample.inputs import FILE_KINDS, Form, GivenMedia, Request, length_of, read_given
 from avgen.sample.method import DEFAULT, Method
 from avgen.sample.restore import restored
 from avgen.sample.windows import generate_long, windows
@@ -140,6 +140,8 @@ class AVPipeline(DiffusionPipeline):
     ) -> list[Made]:
         """One clip per prompt. The same (seed, prompt) makes the same clip in any company."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("prompt=[] names no clip: give one prompt or more")
         files: dict[str, Any] = {
             k: None if v is None else Path(v) for k, v in (("image", image), ("video", video), ("audio", audio))
         }
@@ -158,6 +160,7 @@ class AVPipeline(DiffusionPipeline):
     ) -> Form:
         """What was asked for; else as long as the given stream, else as in training."""
         request.check(task)
+        asked_s = duration_s
         if duration_s is None:
             duration_s = length_of(request, task)
         asked: dict[str, Any] = {"duration_s": duration_s, "fps": fps, "height": height, "width": width}
@@ -172,7 +175,8 @@ class AVPipeline(DiffusionPipeline):
             if not 0 < getattr(form, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(form, name)} must be positive")
         if form.frames < 1:
-            raise ValueError(f"duration_s={form.duration_s} is less than a frame at fps={form.fps}: ask for more")
+            said = f"duration_s={form.duration_s} is less than a frame at fps={form.fps}: ask for more"
+            raise ValueError(said) if asked_s is not None else MediaError(f"{request.video or request.audio}: {said}")
         return form
 
     def check(self, method: Method) -> None:
@@ -345,5 +349,6 @@ def steps_given(stream: Stream, of: int) -> Tensor:
 
 
 def described(request: Request) -> dict[str, Any]:
-    files = {name: str(path) for name in ("image", "video", "audio") if (path := getattr(request, name)) is not None}
+    # resolved: read again, the line must name the same file whatever folder that happens in
+    files = {name: str(path.resolve()) for name in FILE_KINDS if (path := getattr(request, name)) is not None}
     return {"prompt": request.prompt, "id": request.id, "seed": request.seed, **files}

@@ -39,6 +39,7 @@ class ScoresConfig:
     solver: SolverConfig = field(default_factory=SolverConfig)
     guidance: Guidance = field(default_factory=Guidance)
     precision: Precision = "auto"  # of matrix products, by autocast
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
@@ -132,10 +133,10 @@ def main(argv: list[str] | None = None) -> int:
     from rich.progress import Progress
 
     from avgen.ranks import this_process
-    from avgen.sample.folder import open_pipeline
+    from avgen.sample.folder import open_for
 
     console = Console()
-    pipeline = open_pipeline(config.model).to(this_process().device)
+    pipeline = open_for(this_process().device, config.model, config.attention)
     method = Method(config.solver, config.guidance, precision=config.precision, cache=config.cache)
     exam = Exam.of(pipeline, config.world, config.split, config.seed, config.clips, method)
     with Progress(console=console) as bar, crew(config.model, pipeline, config.processes) as reader:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from avgen.sample.inputs import Form
+from avgen.sample.pipeline import AVPipeline
+from avgen.sample.windows import spans
+from avgen.tasks import SLACK
 from avgen.types import Clip
 
 CLICK_S = 0.001  # a jump of the sound is looked for this near to the instant ...
 LEVEL_S = 0.025  # ... and held against what is usual this near to it
 
 
-def seam_ranks(clip: Clip, cuts_s: Sequence[float]) -> dict[str, np.ndarray]:
+def meetings_s(pipeline: AVPipeline, form: Form) -> dict[str, list[float]]:
+    """Per stream, when what one window makes ends and what the next one makes begins: with a token."""
+    picture, sound = pipeline.video_codec.geometry, pipeline.audio_codec.geometry
+    rate = sound.sample_rate_hz
+    grids = {"sound": (sound.time, form.samples(rate), rate), "picture": (picture.time, form.frames, form.fps)}
+    kept = [span.kept for span in spans(form.duration_s, pipeline.window_s)[:-1]]
+    found = {}
+    for stream, (grid, units, per_s) in grids.items():
+        begins = grid.intervals(grid.steps(units), per_s)[:, 0]
+        found[stream] = [float(begins[begins >= until - SLACK].min()) for until in kept]
+    return found
+
+
+def seam_ranks(clip: Clip, cuts_s: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
     """Per stream, for each cut the share of other instants with a smaller jump: even in [0, 1] if nothing shows.
 
     Sound: the largest second difference within 1 ms, over its mean within 25 ms. Picture: the change between frames.
@@ -24,10 +41,11 @@ def seam_ranks(clip: Clip, cuts_s: Sequence[float]) -> dict[str, np.ndarray]:
         peak = np.lib.stride_tricks.sliding_window_view(np.pad(bend, near), 2 * near + 1).max(1)
         level = np.convolve(bend, np.ones(2 * wide + 1) / (2 * wide + 1), mode="same")
         jump = peak / (level + 1e-6)
-        found["sound"] = _ranks(jump[:: near // 2 or 1], jump[[round(s * clip.sample_rate_hz) for s in cuts_s]])
+        at = [round(s * clip.sample_rate_hz) for s in cuts_s["sound"]]
+        found["sound"] = _ranks(jump[:: near // 2 or 1], jump[at])
     if clip.video is not None and clip.fps is not None:
         change = np.abs(np.diff(clip.video.astype(np.float32), axis=0)).mean((1, 2, 3))
-        found["picture"] = _ranks(change, change[[round(s * clip.fps) - 1 for s in cuts_s]])
+        found["picture"] = _ranks(change, change[[round(s * clip.fps) - 1 for s in cuts_s["picture"]]])
     return found
 
 

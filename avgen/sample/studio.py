@@ -18,10 +18,10 @@ from typing import Any
 from avgen.data.contact_sheet import contact_sheet
 from avgen.lines import file_hash
 from avgen.sample.config import SampleConfig
+from avgen.sample.inputs import FILE_KINDS
 from avgen.sample.jobs import Job, finish, jobs_of, read_manifest, requests_of
 from avgen.sample.pipeline import AVPipeline
 
-FILE_KINDS = ("image", "video", "audio")
 SHEET_WIDTH = 720  # as wide as a column of the page, so that its small print can be read
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from avgen.data.media import Film, MediaError, probe, read_clip, unit_count, write_clip
+from avgen.data.media import Film, MediaError, open_source, probe, read_clip, unit_count, write_clip
 from avgen.sample.inputs import whole
 from avgen.sample.pipeline import Made
 from avgen.types import Clip
@@ -18,6 +18,7 @@ from avgen.types import Clip
 # what players expect to find in an mp4
 COPIED_PICTURE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
+MOST_APART_S = 0.002  # of a frame's two times: less is rounding to a container's milliseconds
 HELD_BYTES = 2**28  # of frames at a time: a minute of 1080p is 11 GB
 
 
@@ -102,7 +103,27 @@ def why_not_copied(source: Path, kind: str, clip: Clip) -> str:
         return "it does not say how long it lasts"
     if abs(stream.duration_s - length_s) > slack_s + 0.5 / (clip.fps or 8.0):
         return f"it lasts {stream.duration_s:.4g} s and the clip {length_s:.4g} s"
-    return ""
+    return why_at_another_time(source, kind)
+
+
+def why_at_another_time(source: Path, kind: str) -> str:
+    """FFmpeg copies packets by the times that it reads in them, and some files it reads otherwise than the clock does
+    by which the clip was made."""
+    import av
+
+    with open_source(source) as file:
+        stream = file.video if kind == "picture" else file.audio
+        if stream.index in file.late:
+            return "FFmpeg would put its fragments late"
+        if kind == "sound":  # whose first packets only prime the decoder
+            return ""
+        begins_s, which = file.start(stream), stream.index
+    with av.open(f"file:{source}") as container:
+        packets = container.demux(container.streams[which])
+        shown = [p.pts * p.time_base for p in packets if p.pts is not None and not p.is_discard]
+    if shown and abs(min(shown) - begins_s) < MOST_APART_S:
+        return ""
+    return f"FFmpeg would not show its first frame at {float(begins_s):.3g} s"
 
 
 def channels_of(source: Path) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from avgen.train.metrics import MODALITIES
+from avgen.types import MODALITIES
 
 
 class Balance:

@@ -115,13 +115,14 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last checkpoint is whole; what went wrong with it is raised here, on every process."""
+        """Until the last checkpoint is whole; what went wrong with it is raised here, an OSError whatever it was."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._failed:
             error = self._failed.pop()
-            raise RuntimeError(f"a checkpoint could not be written to {self.folder}: {error}") from error
+            said = " ".join(str(error).split())
+            raise OSError(f"a checkpoint could not be written to {self.folder}: {said}") from error
 
     def _try(self, about: About, state: State) -> None:
         try:

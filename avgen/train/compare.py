@@ -44,9 +44,10 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if min(len(self.ours), len(self.theirs)) < 2:
             raise ConfigError("ours", "the spread of a way takes two runs at least, better three: give more folders")
-        for folder in (*self.ours, *self.theirs, self.by):
+        named = {"ours": self.ours, "theirs": self.theirs, "by": (self.by,)}
+        for key, folder in ((key, folder) for key, folders in named.items() for folder in folders):
             if not (folder / RECORD).is_file() or not (folder / "model").is_dir():
-                raise ConfigError("ours", f"{folder} holds no {RECORD} or no model: give folders of finished runs")
+                raise ConfigError(key, f"{folder} holds no {RECORD} or no model: give folders of finished runs")
 
 
 class Difference(NamedTuple):

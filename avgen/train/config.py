@@ -304,7 +304,8 @@ class TrainConfig:
             raise ValueError("lora adapts a trained model: give start=, the folder of one")
         self.check_preference()
         check_tasks(self.tasks)
-        for name in self.task_names:
+        # a pair's task is its own, which a model of one tower has learned if it made the clips
+        for name in () if self.preference is not None else self.task_names:
             task = in_training(name, head_s=1.0)
             for m in ("video", "audio"):
                 if getattr(task, m) is not None and m not in self.model.towers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -22,7 +23,9 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
 from avgen.models.codec_files import CodecConfig
 from avgen.models.codecs import AudioCodec, VideoCodec
-from avgen.models.fit_codecs import load_or_fit
+from avgen.models.embedded_audio import SpectralAudioCodec
+from avgen.models.embedded_video import PatchVideoCodec
+from avgen.models.fit_codecs import fit_folder, load_or_fit, open_fit
 from avgen.models.identity import folder_mark
 from avgen.prefer.pairs import read_pairs
 from avgen.train.checkpoint import checkpoints
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+VERSION = re.compile("-v[^-]*$")  # of a fit's name, what says how it was made rather than of what
 READ = "reads.json"  # in a run's folder: fingerprints of what it reads
 
 
@@ -58,12 +62,35 @@ def reading(config: TrainConfig) -> Reading:
 
 
 def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
-    video, audio = load_or_fit(data.codecs, data.fitted_world, data.fit_clips)
+    video, audio = fitted(data, config.out, begins=config)
     read = config.model.text.max_length
     worlds = worlds_of(config, data, video, audio)
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)
     held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio, max_caption_bytes=read)
     return Reading(source, order, held_out, (video, audio))
+
+
+def fitted(
+    data: ToyboxData, out: Path, begins: TrainConfig | None = None
+) -> tuple[PatchVideoCodec, SpectralAudioCodec]:
+    """The codecs of the run in `out`: those it was begun with, whatever this version would fit to the same clips."""
+    now = fit_folder(data.codecs, data.fitted_world, data.fit_clips)
+    then = now
+    if (out / READ).is_file():
+        [named], _ = read_by(out)
+        if begins is None or VERSION.sub("", named) == VERSION.sub("", now.name):
+            then = now.with_name(named)
+    if begins is not None:
+        go_on_with(begins, "data", "latents of the codecs", [then.name], "")
+    if then == now:
+        return load_or_fit(data.codecs, data.fitted_world, data.fit_clips)
+    if not then.is_dir():
+        raise ConfigError(
+            "data.codecs",
+            f"the model in {out} learned latents of {then}, which is not there, and this version fits {now.name}: put "
+            "that folder back, or train again with another out=",
+        )
+    return open_fit(then)
 
 
 def worlds_of(config: TrainConfig, data: ToyboxData, video: VideoCodec, audio: AudioCodec) -> list[ToyboxSource]:

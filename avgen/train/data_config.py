@@ -88,6 +88,16 @@ class ToyboxData:
         return tuple(Shape(world.height, world.width, world.fps, world.duration_s) for world in self.worlds)
 
     @property
+    def often(self) -> dict[Shape, float]:
+        """How often clips of each shape are read."""
+        return dict.fromkeys(self.forms, 1.0)
+
+    @property
+    def caption_tokens(self) -> int:
+        """Bytes that captions are padded to: those of two actors nearly always to more than those of one."""
+        return 128 if {"turn", "pair", "offscreen"} & set(self.world.scenes) else 96
+
+    @property
     def geometries(self) -> tuple[VideoGeometry | None, AudioGeometry | None]:
         """Of the codecs; None: to be told from the model."""
         return None, None
@@ -138,12 +148,28 @@ class StoreData:
         return Store.open(self.path).forms
 
     @property
+    def often(self) -> dict[Shape, float]:
+        """How often clips of each shape are read, of all stores. Opens them."""
+        from avgen.data.store import Store
+
+        found: Counter[Shape] = Counter()
+        for part in (MixedStore(self.path), *self.mix):
+            for shape, windows in Store.open(part.path).counted.items():
+                found[shape] += windows * part.weight  # type: ignore[assignment]
+        return dict(found)
+
+    @property
     def geometries(self) -> tuple[VideoGeometry | None, AudioGeometry | None]:
         """Of the codecs that `path` was prepared with. Opens the store."""
         from avgen.data.store import Store
 
         header = Store.open(self.path).header
         return header.video, header.audio
+
+    @property
+    def caption_tokens(self) -> int:
+        """Bytes that captions of one or two sentences are padded to; features of an encoder are fewer or more."""
+        return 96
 
     @property
     def ragged(self) -> bool:
@@ -169,15 +195,25 @@ class PairsData:
     @property
     def forms(self) -> tuple[Shape, ...]:
         """Of the clips, the commonest first. Reads the pairs."""
+        return tuple(self.often)
+
+    @property
+    def often(self) -> dict[Shape, float]:
+        """How often clips of each shape are read, the commonest first. Reads the pairs."""
         from avgen.prefer.pairs import read_pairs
 
-        found = Counter(pair.form for pair in read_pairs(self.pairs))
-        return tuple(Shape(form.height, form.width, form.fps, form.duration_s) for form, _ in found.most_common())
+        found = Counter(pair.form for pair in read_pairs(self.pairs)).most_common()
+        return {Shape(form.height, form.width, form.fps, form.duration_s): float(count) for form, count in found}
 
     @property
     def geometries(self) -> tuple[VideoGeometry | None, AudioGeometry | None]:
         """Of the codecs; None: to be told from the model."""
         return None, None
+
+    @property
+    def caption_tokens(self) -> int:
+        """Bytes that captions of one or two sentences are padded to; features of an encoder are fewer or more."""
+        return 96
 
     @property
     def ragged(self) -> bool:

@@ -39,6 +39,7 @@ EXAMPLES = (
     "avgen plan recipe=toybox device=h200 processes=8 parallel.strategy=fsdp batch=512",
 )
 
+ABOUT = "what a training recipe will cost"
 SMALLEST = 16  # pixels: clips without a picture have one token in its place
 
 
@@ -50,7 +51,7 @@ class ForecastConfig:
     device_tflops: float | None = None  # matrix products per second, in place of the device's
     efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.18 of a CPU
     processes: int = 1  # devices that share every step
-    caption_tokens: int = 64  # per caption: bytes, or features of the frozen encoder
+    caption_tokens: int | None = None  # per caption: bytes, or features; null: as data pads them
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -72,6 +73,7 @@ class Forecast:
     one: Plan
     clips: int  # of the step, over all devices
     passes: int  # forward passes per device and step
+    often: float  # how often a step is on clips of this shape, set against other shapes
 
     @property
     def step_s(self) -> float:
@@ -91,7 +93,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
     found = []
     video_codec, audio_codec = data.geometries
     side = SMALLEST if video_codec is None else video_codec.pixels_per_token
-    for form in data.forms:
+    for form, often in data.often.items():
         passing = PlanConfig(
             model=config.model,
             height=form.height or side,
@@ -100,7 +102,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
             fps=form.fps or 1 / form.duration_s,
             video_codec=video_codec,
             audio_codec=audio_codec,
-            caption_tokens=given.caption_tokens,
+            caption_tokens=data.caption_tokens if given.caption_tokens is None else given.caption_tokens,
             levels=2,  # in training every stream has one for given tokens, whether or not there are any
             ragged=data.ragged or any(None in (task.video, task.audio) for task in tasks),
             dtype=config.products,
@@ -121,7 +123,7 @@ def forecasts(config: TrainConfig, given: ForecastConfig, rate: Rate) -> list[Fo
             said = f"{clips} clips a step must be a multiple of processes / context x accumulate = {parts}"
             raise ConfigError("batch", said)
         passing = replace(passing, batch=clips // parts)
-        found.append(Forecast(passing, plan(passing, rate), clips, config.accumulate))
+        found.append(Forecast(passing, plan(passing, rate), clips, config.accumulate, often / clips))
     return found
 
 
@@ -135,7 +137,7 @@ def show(config: TrainConfig, given: ForecastConfig, console: Console) -> None:
     for table in (parameter_table, flops_table, memory_table):
         console.print(table(largest.config, largest.one))
     console.print(steps_table(found))
-    step_s = sum(f.step_s for f in found) / len(found)
+    step_s = sum(f.step_s * f.often for f in found) / sum(f.often for f in found)
     hours = config.steps * step_s / 3600
     console.print(
         f"{config.steps:,} steps: {hours:.3g} h predicted, without waiting for data, validation or checkpoints"
@@ -162,7 +164,7 @@ def main(argv: list[str]) -> int:
     mine = [word for word in argv if word.split("=")[0] in own]
     given = load(ForecastConfig, None, mine)
     recipe = [word for word in argv if word not in mine]
-    config = command.configure(TrainConfig, "train", recipe, "what a training recipe will cost", EXAMPLES, verb="plan")
+    config = command.configure(TrainConfig, "train", recipe, ABOUT, EXAMPLES, "plan", ForecastConfig)
     console = Console()
     show(config, given, Console(width=min(console.width, WIDEST)))
     return 0

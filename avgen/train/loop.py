@@ -110,10 +110,12 @@ def stopped(run: Run, fault: Fault, source: Source, order: Order, share: Share) 
 def optimise(run: Run, micro_batches: list[Batch], share: Share) -> dict[str, Tensor]:
     """One optimiser step; the losses it saw, still on the device."""
     config = run.config.optimizer
+    before = run.meter.kept() if run.loss_scale.on else None
     losses = accumulate(run, micro_batches, share)
     norms = gradient_norms(run.model)
     while run.loss_scale.overflowed(norms["all"]):
         run.model.zero_grad(set_to_none=True)
+        run.meter.back_to(before)
         losses = accumulate(run, micro_batches, share)
         norms = gradient_norms(run.model)
     clip(run.model.parameters(), config.clip_norm, norms["all"])

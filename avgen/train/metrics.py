@@ -25,8 +25,8 @@ from avgen.rate import matmul_rate
 from avgen.train.config import TrainConfig
 from avgen.train.parallel import norm
 from avgen.train.step import Draw, Learned
+from avgen.types import MODALITIES
 
-MODALITIES = ("video", "audio")
 LEVELS = 4  # equal buckets of the noise level
 
 
@@ -98,6 +98,16 @@ class Reading:
     norms: list[float]  # per step
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A meter's sums before a step."""
+
+    sums: tuple[Tensor, Tensor, Tensor]
+    clips: int
+    flops: int
+    shapes: Counter[BatchShape]
+
+
 class Meter:
     """Everything that is logged about the steps since the last line."""
 
@@ -139,6 +149,18 @@ class Meter:
             self.costs[shape] = step_cost(self.config.model, shape).model
         self.flops += self.costs[shape]
         self.shapes[shape] += 1
+
+    def kept(self) -> Kept:
+        """What the micro-batches so far have added up to."""
+        sums = self.table.sums.clone(), self.noted.clone(), self.counts.clone()
+        return Kept(sums, self.clips, self.flops, self.shapes.copy())
+
+    def back_to(self, before: Kept | None) -> None:
+        """As if what came since had not been run: it is run again."""
+        assert before is not None
+        for now, then in zip((self.table.sums, self.noted, self.counts), before.sums, strict=True):
+            now.copy_(then)
+        self.clips, self.flops, self.shapes = before.clips, before.flops, before.shapes.copy()
 
     def step(self, step: int, losses: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
         """An optimiser step is over; a modality without supervised tokens is left out of `losses`."""
@@ -182,6 +204,7 @@ class Meter:
         clips, flops = told.sum(0)[:2].tolist()
         rate = float(host[:, 2].sum())
         norms = norms[0].view(steps, len(parts))  # of the same gradient on every rank
+        pairs = self.config.preference is not None
         line = {f"loss/{name}": value for name, value in self.table.means(sums.sum(0).view_as(self.table.sums)).items()}
         means = noted.sum(0).view_as(self.noted)
         line |= {name: float(total / n) for name, (total, n) in zip(self.notes, means, strict=True) if n > 0}
@@ -193,8 +216,9 @@ class Meter:
             "steps_per_s": steps / seconds,
             "clips_per_s": clips / seconds,
             "tokens_per_s": float(counts.sum(0)[:2].sum()) / seconds,
-            # what is frozen has no weights' gradients, which the cost counts: no figure is better than a flattering one
-            **({"utilisation": flops / seconds / rate} if self.config.trains_all else {}),
+            # what is frozen has no weights' gradients, which the cost counts, and pairs are run by a reference as well,
+            # which it does not: no figure is better than a wrong one
+            **({"utilisation": flops / seconds / rate} if self.config.trains_all and not pairs else {}),
             "memory_gib": float(host[:, 4].max()) / 2**30,
             "waiting_share": float(host[:, 3].max()),
             "idle_clips": float(counts.sum(0)[2]) / clips,

@@ -24,9 +24,8 @@ from avgen.flow import FlowConfig, Loss, as_velocity, losses
 from avgen.models.dit import AVTransformer
 from avgen.models.lora import lora_off
 from avgen.train.config import PreferenceConfig
-from avgen.train.metrics import MODALITIES
 from avgen.train.step import Draw, Learned, Whole
-from avgen.types import Velocity
+from avgen.types import MODALITIES, Velocity
 
 Reference = Callable[[], AbstractContextManager[Any]]  # of an AVTransformer, however it is spread
 

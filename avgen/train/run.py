@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from avgen.config import fingerprint
+from avgen.flow import FlowConfig
 from avgen.models.architecture import ModelConfig
 from avgen.models.attention import choose
 from avgen.models.cost import PARTS
@@ -62,6 +63,12 @@ class Run:
             "balance": self.balance.state,
         }
 
+    @property
+    def meaning(self) -> list[str]:
+        """Of what the network puts out, where it is not what it is by default: checkpoints of before say nothing."""
+        predict = self.config.flow.predict
+        return [] if predict == FlowConfig.predict else [predict]
+
     def about(self) -> checkpoint.About:
         config, scale = self.config, self.loss_scale
         # which tensors there are, and what they go on from
@@ -69,7 +76,7 @@ class Run:
         still = [name for name in PARTS if optimizer.scale.of(name) == 0]
         # a kernel decides no tensor: who changes machines, or finds a kernel slow, may take another
         model = replace(config.model, attention=ModelConfig.attention)
-        made_of = fingerprint((model, config.lora, self.beneath, start, optimizer.kind, still))
+        made_of = fingerprint((model, config.lora, self.beneath, start, optimizer.kind, still, *self.meaning))
         value = scale.value if scale.on else None
         return checkpoint.About(self.step, made_of, self.processes.count, value, scale.clean_steps)
 
@@ -78,7 +85,7 @@ class Run:
         if about.fingerprint != self.about().fingerprint:
             raise ValueError(
                 f"the checkpoint in {path} was begun with another model, lora, start (or what lies there now),"
-                " optimizer.kind or set of parts at optimizer.scale 0: give those again, or another out="
+                " flow.predict, optimizer.kind or set of parts at optimizer.scale 0: give those again, or another out="
             )
         checkpoint.load(path, self.state(), self.processes.host)
         self.step = about.step

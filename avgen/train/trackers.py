@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avgen.config import to_plain
 from avgen.train.config import TrackingConfig, TrainConfig
-from avgen.train.metrics import MODALITIES
+from avgen.types import MODALITIES
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_id.txt"

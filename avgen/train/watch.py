@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 
 from avgen.models.text import captions_of
 from avgen.train.config import GuardConfig, TrainConfig
-from avgen.train.metrics import MODALITIES, Reading
+from avgen.train.metrics import Reading
 from avgen.train.parallel import local
 from avgen.train.step import Draw, draw, step_losses
-from avgen.types import Batch
+from avgen.types import MODALITIES, Batch
 
 
 class Stopped(RuntimeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -15,11 +16,12 @@ from avgen.data.stream import At, Share
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.captions import parse
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
+from avgen.models import fit_codecs
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
 from avgen.models.text import captions_of
 from avgen.tasks import I2AV, T2AV, V2A, assign
-from avgen.train.data import worlds_of
+from avgen.train.data import fitted, worlds_of
 from avgen.train.data_config import SceneStage, ToyboxData, ToyboxShape
 from avgen.train.loop import accumulate, optimise, train
 from avgen.train.run import prepare, save
@@ -51,6 +53,13 @@ def codecs() -> tuple[PatchVideoCodec, SpectralAudioCodec]:
 def sources(codecs, gaps=Gaps(), shapes=SHAPES, split="train"):  # noqa: B008  # frozen
     data = ToyboxData(world=WORLD, shapes=shapes)
     return [ToyboxSource(Toybox(world, split), *codecs, gaps) for world in data.worlds]
+
+
+@pytest.mark.parametrize("scenes", [("single", "silent"), ("single", "turn", "pair", "offscreen", "silent")])
+def test_captions_are_as_long_as_a_plan_takes_them_for(codecs, scenes):
+    data = ToyboxData(world=replace(WORLD, scenes=scenes))
+    text = ToyboxSource(Toybox(data.world), *codecs).batch(range(16)).video_text
+    assert text.x.shape[1] == data.caption_tokens
 
 
 def settings(folder, **changes):
@@ -279,3 +288,26 @@ def test_scenes_change_at_the_named_share_of_the_steps(codecs):
     ):
         with pytest.raises(ConfigError, match=words):
             build(ToyboxData, to_plain(data) | {"scene_stages": stages})
+
+
+def test_a_run_keeps_the_codecs_that_it_was_begun_with(codecs, tmp_path, monkeypatch):
+    """A later version fits others to the same clips: their latents are not those the model has learned."""
+    fits = []
+    monkeypatch.setattr(fit_codecs, "fit_embedded", lambda *about: fits.append(about) or codecs)
+    data = ToyboxData(world=WORLD, codecs=tmp_path / "codecs", fit_clips=8)
+    begun = settings(tmp_path / "run", data=data)
+    fitted(data, begun.out, begins=begun)
+    monkeypatch.setattr(fit_codecs, "FIT_VERSION", fit_codecs.FIT_VERSION + 1)
+    fitted(data, begun.out)  # to sample
+    fitted(data, begun.out, begins=begun)  # to go on
+    assert len(fits) == 1
+    (begun.out / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (begun.out / "checkpoints" / "step_00000001" / "about.json").touch()
+    other = replace(data, fit_clips=9)
+    with pytest.raises(ConfigError, match="has read latents of the codecs"):
+        fitted(other, begun.out, begins=replace(begun, data=other))
+    shutil.rmtree(data.codecs)
+    with pytest.raises(ConfigError, match=r"learned latents of .* which is not there"):
+        fitted(data, begun.out)
+    fitted(data, tmp_path / "new", begins=replace(begun, out=tmp_path / "new"))
+    assert len(fits) == 2

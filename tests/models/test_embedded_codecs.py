@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avgen import command
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.reader import Score, read_events, score
+from avgen.models.codec_report import main as report_main
 from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
@@ -324,3 +326,26 @@ class TestFitted:
             after += score(read_events(clip), item.events)
         for name in ("seen", "heard", "sync"):
             assert getattr(after, name).f1 >= kept * getattr(before, name).f1, name
+
+
+def test_a_world_without_sound_is_fitted_and_decodes_to_silence():
+    codec = SpectralAudioCodec(6, hidden=8, rank=8)
+    fit_audio(codec, torch.zeros(8, 1, 16000), steps=1)
+    codec.requires_grad_(False)
+    decoded = codec.decode(codec.encode(torch.zeros(1, 1, 16000)).mean)
+    assert decoded.isfinite().all()
+    assert decoded.abs().max() < 1e-3
+
+
+def test_the_report_reads_clips_of_the_codecs_rate_and_says_where_there_is_nothing_to_say(quick, tmp_path, capsys):
+    quick[0].save_pretrained(tmp_path / "video")
+    slow = SpectralAudioCodec.at_rate(8000, 6)
+    slow.save_pretrained(tmp_path / "audio")
+    words = [f"codecs={tmp_path}", "n_clips=2", "noise=[0.0]"]
+    assert report_main([*words, "world.scenes=[single]"]) == 0
+    capsys.readouterr()
+    assert report_main([*words, "world.scenes=[silent]"]) == 0
+    assert " - " in capsys.readouterr().out
+    for wrong in ([*words[:1], "n_clips=0"], [f"codecs={tmp_path / 'none'}"]):
+        assert command.run(report_main, wrong) == command.USER_ERROR
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -13,11 +13,12 @@ import pytest
 from avgen.data.media import write_clip
 from avgen.lines import whole_lines
 from avgen.prefer.label import ANSWERS, LabelConfig, Survey, questions, served
-from avgen.prefer.pairs import ClipForm, Pair, Side, read_pairs, write_pairs
+from avgen.prefer.pairs import Pair, Side, read_pairs, write_pairs
+from avgen.sample.inputs import Form
 from tests.browser import TIMEOUT_MS, page
 from tests.sample.factory import clip
 
-FORM = ClipForm(1.0, 8.0, 16, 16)
+FORM = Form(1.0, 8.0, 16, 16)
 
 
 def pairs_in(root, count=4):

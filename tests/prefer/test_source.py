@@ -11,9 +11,10 @@ import torch
 from avgen.config import ConfigError
 from avgen.data.media import write_clip
 from avgen.data.stream import Share
-from avgen.prefer.pairs import ClipForm, Pair, Side, write_pairs
+from avgen.prefer.pairs import Pair, Side, write_pairs
 from avgen.prefer.source import Couples, Latents, PairSource, Winners, encode
 from avgen.sample.folder import open_pipeline
+from avgen.sample.inputs import Form, read_picture
 from avgen.sample.method import Method
 from avgen.sample.solvers import SolverConfig
 from avgen.train.config import (
@@ -33,7 +34,7 @@ from tests.sample.factory import MODEL, clip, pipeline
 from tests.train.factory import quiet
 
 METHOD = Method(SolverConfig("euler", 2))
-FORM = ClipForm(1.0, 8.0, 16, 16)
+FORM = Form(1.0, 8.0, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,18 @@ def test_a_pair_is_not_parted_by_ranks(made, monkeypatch):
     monkeypatch.setattr("avgen.train.loop.Share", lambda *_: Share(4, 1, 0, 4))
     with pytest.raises(ConfigError, match=r"4 clips on 4 processes .* would part winners from losers"):
         train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
+
+
+def test_both_clips_of_an_image_are_given_the_image_and_nothing_of_how_either_moves(made, tmp_path):
+    """The toy's codec puts two frames into its first step."""
+    root, pairs = made
+    pipe, found = pipeline(), Latents.of(pipeline(), tmp_path)
+    pair = replace(pairs[0], task="i2av")
+    encode([pair], root, pipe, found)
+    batch = PairSource((pair,), found).batch([0, 1])
+    first = batch.video.level[0] == 0
+    assert torch.equal(batch.video.x[0, first], batch.video.x[1, first])
+    frames = read_picture(root / pair.winner.file, FORM, [])[0][:1].repeat(2, axis=0)
+    image = pipe.video_codec.geometry.stream(pipe.encoded(pipe.video_codec, frames), FORM.fps).x[0]
+    torch.testing.assert_close(batch.video.x[0, first], image)
+    assert not torch.equal(batch.video.x[0], batch.video.x[1])

@@ -17,12 +17,13 @@ def test_a_seam_is_found_and_a_smooth_clip_has_none():
     hiss = np.random.default_rng(0).normal(0, 0.02, moving.audio.shape).astype(np.float32)
     smooth = replace(moving, audio=hiss)
     cuts = [2.0, 3.5, 5.0]
+    both = {"sound": cuts, "picture": cuts}
     broken = smooth.audio.copy(), smooth.video.copy()
     for cut in cuts:
         broken[0][:, round(cut * 16000) :] += 0.3
         broken[1][round(cut * 8) :] = 255 - broken[1][round(cut * 8) :]
-    found = seam_ranks(replace(smooth, audio=broken[0], video=broken[1]), cuts)
-    whole = seam_ranks(smooth, cuts)
+    found = seam_ranks(replace(smooth, audio=broken[0], video=broken[1]), both)
+    whole = seam_ranks(smooth, both)
     assert (found["sound"] > 0.98).all()
     assert (found["picture"] >= 0.9).all()
     assert np.median(whole["sound"]) < 0.9

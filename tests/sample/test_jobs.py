@@ -11,21 +11,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 
 from avgen.__main__ import main
-from avgen.data.media import read_clip
-from avgen.lines import whole_lines
+from avgen.data.media import read_clip, write_clip
+from avgen.lines import append_line, whole_lines
 from avgen.sample import jobs
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import Request, read_requests
 from avgen.sample.jobs import Job, read_manifest, requests_of, tidy
 from avgen.sample.pipeline import sample_noise
 from tests.conftest import ROOT
-from tests.sample.factory import files, pipeline
+from tests.sample.factory import clip, files, pipeline
 
 QUICK = ("solver=euler", "solver.steps=1", "guidance=none")
 
@@ -303,6 +304,9 @@ def test_files_named_in_a_prompt_file_lie_beside_it(tmp_path):
         ("p.jsonl", "{not json\n", "line 1: not JSON"),
         ("p.jsonl", '["a"]\n', "line 1: a mapping"),
         ("p.csv", "prompt,seed\na,x\n", "seed='x'"),
+        ("p.jsonl", '{"prompt": "a", "seed": 1.7}\n', "seed=1.7 is not a whole number"),
+        ("p.jsonl", '{"prompt": "a", "seed": true}\n', "seed=True is not a whole number"),
+        ("p.jsonl", '{"prompt": "a \\ud83d"}\n', "row 1: prompt='a \\ud83d' has half a character at place 2"),
         ("p.csv", "prompt\na ball, red\n", "row 1: has more cells than the header; put quotes around commas"),
         ("p.csv", "prompt\ncaf\xe9\n", "is not UTF-8"),
         ("p.csv", "prompt,id\na,../x\n", "is to be a file name"),
@@ -379,7 +383,6 @@ def test_the_scripts_write_a_clip(model, tmp_path):
 
 def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
     """From the run's folder or the model in it: the model with the codecs and the form it was trained with."""
-    from avgen.sample import folder
     from avgen.sample.folder import open_pipeline
     from avgen.train.config import TrainConfig
     from avgen.train.data_config import ToyboxData
@@ -392,7 +395,7 @@ def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
     begin(config, run.accelerator)
     made = export(run)
     parts = pipeline()
-    monkeypatch.setattr(folder, "load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
+    monkeypatch.setattr("avgen.train.data.load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
     one, other = open_pipeline(config.out), open_pipeline(made)
     assert one.fingerprint == other.fingerprint
     assert (one.trained_form.fps, one.trained_form.duration_s) == (config.data.world.fps, config.data.world.duration_s)
@@ -401,7 +404,6 @@ def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
 
 def test_adapters_are_not_put_over_other_weights_than_they_were_trained_on(tmp_path, monkeypatch):
     from avgen.models.dit import AVTransformer
-    from avgen.sample import folder
     from avgen.sample.folder import open_pipeline
     from avgen.train.config import LoraConfig, TrainConfig
     from avgen.train.data_config import ToyboxData
@@ -410,7 +412,7 @@ def test_adapters_are_not_put_over_other_weights_than_they_were_trained_on(tmp_p
     from tests.sample.factory import MODEL
 
     parts, start = pipeline(), tmp_path / "start"
-    monkeypatch.setattr(folder, "load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
+    monkeypatch.setattr("avgen.train.data.load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
     parts.model.save_pretrained(start)
     data, lora = ToyboxData(workers=0), LoraConfig(rank=2)
     config = TrainConfig(model=MODEL, steps=1, batch=1, out=tmp_path / "run", data=data, start=start, lora=lora)
@@ -423,3 +425,49 @@ def test_adapters_are_not_put_over_other_weights_than_they_were_trained_on(tmp_p
     other.save_pretrained(start)
     with pytest.raises(ValueError, match=r"adapters were trained on other weights than start=.* holds now"):
         open_pipeline(config.out)
+
+
+def test_a_video_too_short_for_the_hole_costs_its_own_row_alone(model, tmp_path, capsys):
+    files(tmp_path)
+    write_clip(tmp_path / "short.mp4", clip(0.5))
+    (tmp_path / "p.csv").write_text("id,video\na,short.mp4\nb,in.mp4\n")
+    words = [f"model={model}", f"prompts={tmp_path / 'p.csv'}", "task=inpaint", "edit.hole_s=[0.6,0.9]"]
+    assert main(["sample", *words, f"out={tmp_path / 'out'}", *QUICK]) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert "short.mp4: edit.hole_s=[0.6,0.9] lies outside the clip, which lasts 0.5 s" in said
+    assert [line["id"] for line in read_manifest(tmp_path / "out")] == ["b"]
+
+
+def test_a_job_goes_on_from_another_folder(model, tmp_path, monkeypatch, capsys):
+    """What the manifest says of files holds wherever it is read."""
+    (tmp_path / "data").mkdir()
+    files(tmp_path / "data")
+    (tmp_path / "data" / "p.csv").write_text("video\nin.mp4\n")
+    words = ["sample", f"model={model}", "task=v2a", f"out={tmp_path / 'out'}", *QUICK]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "prompts=data/p.csv"]) == 0
+    monkeypatch.chdir(tmp_path / "data")
+    capsys.readouterr()
+    assert main([*words, "prompts=p.csv"]) == 0
+    assert "1 of 1 clips are there already" in capsys.readouterr().out
+
+
+def test_a_line_that_another_command_adds_is_not_tidied_away(tmp_path):
+    """It waits for the manifest, and then writes to the one that has its name."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.mp4").touch()
+    line = {"name": "a", "file": "a.mp4", "bytes": 0, "seed": 0}
+    append_line(tmp_path / "manifest.jsonl", line)
+    others = []
+
+    def add_meanwhile(path, target, real=Path.replace):
+        others.append(Thread(target=append_line, args=(target, {**line, "name": "b", "file": "b.mp4"})))
+        others[-1].start()
+        others[-1].join(0.2)
+        return real(path, target)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "replace", add_meanwhile)
+        tidy(tmp_path, [])
+    others[0].join()
+    assert [found["name"] for found in read_manifest(tmp_path)] == ["a", "b"]

@@ -13,6 +13,7 @@ import torch
 from avgen.data.media import MediaError, exact_fps, read_clip, write_clip, write_wav
 from avgen.models.dit import AVTransformer
 from avgen.sample import write
+from avgen.sample.folder import open_for
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit, Form, Request, end_of, read_given
 from avgen.sample.method import Method
@@ -230,6 +231,29 @@ def test_reordered_frames_of_matroska_are_copied_from_the_first(pipe, tmp_path, 
     assert np.array_equal(ours.clip.video, theirs.clip.video)
 
 
+@pytest.mark.parametrize("flags", ["cmaf+frag_keyframe+delay_moov+global_sidx", "cmaf+frag_keyframe+delay_moov"])
+def test_fragments_that_ffmpeg_reads_late_are_not_copied_late(pipe, tmp_path, flags):
+    """Their picture would come two frames after the sound that was made for it."""
+    source = repacked(coded(tmp_path / "plain.mp4", "libx264", clip(1.0, 25.0, 48, 64).video, bf="2"), tmp_path, flags)
+    made = pipe(task="v2a", video=source, duration_s=1.0, method=QUICK)[0]
+    said = write_made(tmp_path / "out.mp4", made, "")
+    ours, theirs = (read_clip(p, 0, 0.9, video=True, audio=False).clip for p in (tmp_path / "out.mp4", source))
+    apart = [np.abs(ours.video.astype(float) - np.roll(theirs.video, late, axis=0)).mean() for late in range(4)]
+    assert np.argmin(apart) == 0, said
+
+
+def repacked(source, folder, flags):
+    """The same packets under other flags of the muxer."""
+    target = folder / "repacked.mp4"
+    with av.open(str(source)) as given, av.open(str(target), "w", options={"movflags": flags}) as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in given.streams}
+        for packet in given.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                out.mux(packet)
+    return target
+
+
 def test_what_the_muxer_refuses_is_encoded_anew_and_that_is_said(pipe, tmp_path):
     wave = clip(rate_hz=8000).audio
     source = coded(tmp_path / "in.mkv", "libmp3lame", wave=wave, rate=8000)
@@ -413,3 +437,13 @@ def test_a_model_of_one_tower_makes_its_stream_and_refuses_the_other(pipe):
             ValueError, match=f"task={task} has audio, for which the model has no tower: try t2v or i2v"
         ):
             alone(task=task, method=QUICK)
+
+
+def test_no_prompt_is_an_error_that_says_so(pipe):
+    with pytest.raises(ValueError, match=r"prompt=\[\] names no clip"):
+        pipe(prompt=[])
+
+
+def test_a_kernel_that_only_goes_forward_serves_sampling_on_a_cpu(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert open_for(torch.device("cpu"), tmp_path, "flex").model.spec.attention == "flex"

@@ -190,3 +190,20 @@ def test_a_method_that_the_model_cannot_follow_is_refused_before_anything_is_mad
     guidance = Guidance(ModalityGuidance(perturbed=1.0, layers=(9,)), ModalityGuidance())
     with pytest.raises(ValueError, match=r"guidance\.video\.layers=\[9\]"):
         Exam.of(pipeline(), WORLD, "test", 0, 3, Method(guidance=guidance))
+
+
+def test_items_have_the_channels_of_the_model_and_one_precision_settled_before_processes_part(monkeypatch):
+    pipe = pipeline()
+    pipe.audio_codec.geometry = replace(pipe.audio_codec.geometry, audio_channels=2)
+    monkeypatch.setattr("avgen.rate.faster_precision", lambda device: "bf16")
+    exam = Exam.of(pipe, WORLD, "test", 0, 3, Method(precision="auto"))
+    assert exam.world.audio_channels == 2
+    assert exam.item(0).clip.audio.shape[0] == 2
+    assert exam.method.precision == "bf16"
+
+
+def test_the_given_stream_counts_untouched_in_the_ceiling_too(judge):
+    """A codec that loses every sound costs a2v, which is given the true one, nothing."""
+    deaf = [replace(r, reading=replace(r.reading, heard=())) for r in judge.real]
+    found = figures(replace(judge, real=deaf), "a2v", judge.real)["sync"]
+    assert found.ceiling.value == pytest.approx(found.figure.value)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from avgen.sample.guidance import NO_GUIDANCE, guided
 from avgen.sample.solvers import SolverConfig
+from avgen.types import Batch, Stream, Text, Velocity
 
 MEANS = torch.tensor([[-1.5, 0.3], [0.2, 1.1], [1.4, -0.9]], dtype=torch.float64)
 STD = 0.5
@@ -75,3 +78,26 @@ def test_grids_fall_from_1_to_0_and_a_shift_keeps_them_up():
         assert all(a > b for a, b in pairwise(grid))
     high, low = (SolverConfig(steps=9, video_shift=s).grid("video")[5] for s in (3.0, 1.0))
     assert high > low
+
+
+@pytest.mark.parametrize("steps", [5, 100, 400])
+def test_a_predicted_point_of_data_is_reached_whatever_the_grid(steps):
+    """The last step of a fine grid begins below the level under which training divides no further."""
+    config = SolverConfig("euler", steps)
+    grids = {"video": config.grid("video")}
+    solver, x = config.solver(grids), {"video": torch.full((1, 1, 1), 2.0)}
+
+    def model(batch, perturbation, run):
+        return Velocity(torch.full_like(batch.video.x, 0.7), None)
+
+    for i in range(steps):
+
+        def velocity(x, i):
+            levels = torch.full((1, 1), grids["video"][i])
+            video = replace(Stream.of(x["video"], torch.tensor([[[0.0, 1.0]]])), levels=levels)
+            text = Text.of(torch.zeros(1, 1, 4))
+            made = {"video": torch.ones(1, 1, dtype=torch.bool)}
+            return guided(model, Batch(video, None, text, text), NO_GUIDANCE, {"video": 0.5}, made, "data")
+
+        x = solver.step(velocity, x, i)
+    assert float(x["video"]) == pytest.approx(0.7, abs=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,12 @@ from rich.console import Console
 from avgen import command, plan
 from avgen.compose import load
 from avgen.config import ConfigError
+from avgen.data.buckets import Shape
 from avgen.models.cost import parameters
 from avgen.models.dit import AVTransformer
 from avgen.plan import PlanConfig, Rate, batch_of
 from avgen.train.config import OptimizerConfig, ParallelConfig, TrainConfig
-from avgen.train.data_config import ToyboxShape
+from avgen.train.data_config import ToyboxData, ToyboxShape
 from avgen.train.forecast import ForecastConfig, forecasts, show
 from avgen.train.optim import Optimizers, memory
 
@@ -34,7 +36,7 @@ def one(config, **given):
 
 def test_the_toybox_recipe_costs_what_its_model_is_said_to():
     found = one(recipe(tasks={"t2av": 1}, optimizer=OptimizerConfig(kind="adamw")))
-    words = ["model=toy", "height=32", "width=32", "fps=8", "duration_s=2", "batch=16", "caption_tokens=64", "levels=2"]
+    words = ["model=toy", "height=32", "width=32", "fps=8", "duration_s=2", "batch=16", "caption_tokens=96", "levels=2"]
     expected = plan.plan(load(PlanConfig, "plan", [*words, "device=here"]), RATE)
     assert found.one.cost.model == expected.cost.model
     assert found.one.memory == expected.memory
@@ -106,3 +108,30 @@ def test_the_command_takes_keys_of_both(capsys):
     assert command.run(plan.main, ["recipe=toybox", "devise=h200"]) == command.USER_ERROR
     assert command.run(plan.main, ["recipe=toybox", "processes=0"]) == command.USER_ERROR
     assert "processes=0" in capsys.readouterr().err
+
+
+def test_hours_are_of_the_shapes_as_often_as_they_are_read():
+    """A store of 99 short windows to each long one takes hardly longer than one of short windows."""
+    config = recipe()
+
+    class Uneven(ToyboxData):
+        @property
+        def often(self):
+            short, long = (Shape(32, 32, 8.0, seconds) for seconds in (2.0, 16.0))
+            return {short: 99.0, long: 1.0}
+
+    out = []
+    for data in (config.data, Uneven(**vars(config.data))):
+        said = io.StringIO()
+        given = ForecastConfig(device_tflops=0.1, efficiency=0.25)
+        show(replace(config, data=data), given, Console(file=said, width=plan.WIDEST))
+        out.append(float(re.search(r"steps: ([\d.e+-]+) h", said.getvalue())[1]))
+    assert out[0] < out[1] < 1.2 * out[0]
+
+
+def test_help_names_the_keys_of_the_forecast_too(capsys):
+    with pytest.raises(SystemExit):
+        plan.main(["recipe=toybox", "--help"])
+    said = capsys.readouterr().out
+    assert "processes=1" in said
+    assert "steps=2100" in said

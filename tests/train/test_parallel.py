@@ -141,6 +141,10 @@ def test_half_precision_takes_a_step_again_at_half_the_scale(tmp_path, monkeypat
         for step in range(2):
             optimise(runs[name], [Clips().batch(range(step * 4, step * 4 + 4))], Share(4, 1))
     fits, overflows = runs["fits"], runs["overflows"]
+    assert fits.meter.clips == overflows.meter.clips == 8  # what is taken again is logged once
+    assert fits.meter.flops == overflows.meter.flops
+    torch.testing.assert_close(fits.meter.counts, overflows.meter.counts)
+    torch.testing.assert_close(fits.meter.table.sums[1], overflows.meter.table.sums[1])
     assert fits.loss_scale.value == 2.0**8
     assert 1 < overflows.loss_scale.value < 2.0**40
     assert fits.step == overflows.step == 2

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from avgen.data.stream import Share
 from avgen.flow import FlowConfig
 from avgen.models.dit import AVTransformer
-from avgen.prefer.pairs import ClipForm, Pair, Side
+from avgen.prefer.pairs import Pair, Side
+from avgen.sample.inputs import Form
 from avgen.train.config import LoraConfig, OptimizerConfig, PreferenceConfig
 from avgen.train.data_config import ToyboxData
 from avgen.train.loop import accumulate, optimise, train
@@ -30,7 +31,7 @@ from tests.train.factory import quiet
 from tests.train.pairs import NEVER, Pairs, config, order
 
 SIDE = Side("clip.mp4", 0, "", "", {})
-PAIR = Pair("0", "", "t2av", ClipForm(1.0, 8.0, 16, 16), SIDE, SIDE, ("video", "audio"), "metrics")
+PAIR = Pair("0", "", "t2av", Form(1.0, 8.0, 16, 16), SIDE, SIDE, ("video", "audio"), "metrics")
 CHOICES = [
     PreferenceConfig(),
     PreferenceConfig(margin="per_modality"),
@@ -313,3 +314,14 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         config(tmp_path, batch=6, accumulate=2)
     with pytest.raises(ValueError, match="leave tasks"):
         config(tmp_path, tasks={"v2a": 1.0})
+
+
+def test_a_model_of_one_tower_learns_from_pairs_of_its_own_task(tmp_path):
+    """Nobody has to say the pairs' task, nor may; what the model has no tower for trains nothing."""
+    spec = replace(config(tmp_path).model, audio=None)
+    AVTransformer.of(spec).save_pretrained(tmp_path / "alone")
+    lora = LoraConfig(rank=4, parts=("video",))
+    run = prepare(config(tmp_path, model=spec, start=tmp_path / "alone", lora=lora))
+    losses = optimise(run, [Pairs().batch(range(12))], Share(12, 1))
+    assert list(losses) == ["video"]
+    assert losses["video"].isfinite()

@@ -169,6 +169,13 @@ def test_runs_are_compared_by_the_losses_that_their_own_validation_gives(latents
     same = compared(CompareConfig(folders[:2], folders[:2], by=folders[0], clips=4))
     assert all(found.errors == 0 and found.spread_ours == found.spread_theirs > 0 for found in same.values())
     other = compared(CompareConfig(folders[:2], folders[1:], by=folders[1], clips=4))
+    for key, wrong in (
+        ("theirs", (folders[:2], (folders[0], tmp_path), folders[0])),
+        ("by", (folders[:2], folders[:2], tmp_path)),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            CompareConfig(*wrong)
+        assert refused.value.key == key
     assert all(found.errors != 0 for found in other.values())
     # each run keeps the same clips out, and judges at the same levels and noise
     first, second, third = (read_metrics(folder / METRICS)[-1] for folder in folders)

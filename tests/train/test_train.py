@@ -15,6 +15,7 @@ import torch
 
 from avgen.config import fingerprint
 from avgen.data.stream import Share
+from avgen.flow import FlowConfig
 from avgen.models.dit import AVTransformer
 from avgen.rng import noise_like, uniforms
 from avgen.train import checkpoint
@@ -251,7 +252,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "file").write_text("in the way")
     writer = checkpoint.Writer(tmp_path / "file", 2)
     writer.save(checkpoint.About(1, "", 1), {"a": torch.ones(1)})
-    with pytest.raises(RuntimeError, match="could not be written"):
+    with pytest.raises(OSError, match="could not be written"):
         writer.wait()
 
 
@@ -271,6 +272,8 @@ def test_another_model_is_not_resumed_into(tmp_path):
     for other in (OptimizerConfig(kind="adamw"), OptimizerConfig(scale=PartRates(video=0.0))):
         with pytest.raises(ValueError, match=r"another model, .* optimizer\.kind or set of parts"):
             prepare(config(tmp_path, optimizer=other))
+    with pytest.raises(ValueError, match=r"another model, .* flow\.predict"):  # its outputs mean something else
+        prepare(config(tmp_path, flow=FlowConfig(predict="data")))
 
 
 def test_adapters_are_not_resumed_over_other_weights(tmp_path):
