@@ -319,7 +319,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
 def test_a_model_of_one_tower_learns_from_pairs_of_its_own_task(tmp_path):
     """Nobody has to say the pairs' task, nor may; what the model has no tower for trains nothing."""
     spec = replace(config(tmp_path).model, audio=None)
-    AVTransformer.of(spec).save_pretrained(tmp_path / "alone")
+    scatter(AVTransformer.of(spec), 0).save_pretrained(tmp_path / "alone")
     lora = LoraConfig(rank=4, parts=("video",))
     run = prepare(config(tmp_path, model=spec, start=tmp_path / "alone", lora=lora))
     losses = optimise(run, [Pairs().batch(range(12))], Share(12, 1))
