@@ -29,6 +29,7 @@ from avgen.models.text import bytes_of
 from avgen.plan import AUDIO_CODECS, VIDEO_CODECS, PlanConfig, codec_names, counted
 from avgen.rate import DTYPES, MATMUL_FLOPS, matmul, synchronize, timed
 from avgen.tasks import I2AV, T2AV, V2A, assign
+from avgen.train.step import in_two_levels
 from avgen.types import Batch, Text, Velocity
 
 # keys of a plan that no timed step has
@@ -54,6 +55,8 @@ class BenchConfig(PlanConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "warmup", "repeats")
+        if self.levels not in (1, 2):
+            raise ValueError(f"levels={self.levels} must be 1, or 2 as in training")
         for name in PLANNED_ONLY:
             if getattr(self, name) != getattr(PlanConfig, name):
                 raise ValueError(
@@ -108,9 +111,11 @@ def random_batch(config: BenchConfig) -> Batch:
         steps = sound.time.steps(round(config.duration_s * sound.sample_rate_hz))
         audio = sound.stream(torch.randn(samples, sound.channels, steps))
     batch = Batch(video, audio, text, text)
-    if config.levels == 1 or video is None or audio is None:
+    if config.levels == 1:
         return batch
-    return assign(batch, [(I2AV, T2AV, V2A)[i % 3] for i in range(samples)])
+    if video is not None and audio is not None:
+        batch = assign(batch, [(I2AV, T2AV, V2A)[i % 3] for i in range(samples)])
+    return in_two_levels(batch, model)
 
 
 def measure(config: BenchConfig, variant: Variant, device: torch.device, console: Console) -> Measurement:
