@@ -108,7 +108,7 @@ def load(cls: type[T], name: str | None, overrides: Sequence[str] = (), config_d
 
 def compose(cls: type, name: str | None, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed:
     """Hydra's composition as plain data, with overrides checked against the schema beforehand."""
-    from yaml import YAMLError
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         return _composed(cls, name, overrides, config_dir)

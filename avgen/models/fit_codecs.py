@@ -17,7 +17,7 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
 
-FIT_VERSION = 2  # raise it whenever the same clips would be fitted differently: older fits are then left alone
+FIT_VERSION = 3  # raise it whenever the same clips would be fitted differently: older fits are then left alone
 # Components are settled by a few hundred clips; what a decoder makes of latents that are slightly wrong, as generated
 # ones are, gets better with many more clips and steps (docs/codecs.md).
 DECODED = 4  # times as many clips for the decoders

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -148,6 +149,17 @@ class AVPipeline(DiffusionPipeline):
         requests = [Request(text, seed=seed, **files) for text in prompts]
         form = self.form_of(requests[0], task, duration_s, fps, height, width)
         return self.make(requests, task, form, method)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """As in diffusers, which takes parts of imported modules alone: of avgen's, the ones that the folder names."""
+        index = Path(path) / cls.config_name
+        parts = json.loads(index.read_text()).values() if index.is_file() else ()
+        for library in {part[0] for part in parts if isinstance(part, list)}:
+            if str(library).startswith("avgen.models."):
+                import_module(library)
+        found: Self = super().from_pretrained(path, **options)
+        return found
 
     def form_of(
         self,

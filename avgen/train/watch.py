@@ -47,8 +47,8 @@ class Guard:
         self.config = config
         self.fine = torch.ones((), dtype=torch.bool, device=device)  # no step so far was bad
         self.seen = 0  # optimiser steps judged
-        self.recent = {m: deque[float](maxlen=config.window) for m in MODALITIES}
-        self.above = dict.fromkeys(MODALITIES, 0)  # steps in a row that diverge
+        self.recent: dict[str, deque[float]] = {m: deque[float](maxlen=config.window) for m in MODALITIES}
+        self.above: dict[str, int] = dict.fromkeys(MODALITIES, 0)  # steps in a row that diverge
 
     @contextmanager
     def over(self, optimizers: Sequence[Optimizer], norm: Tensor) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from avgen.sample.method import Method
 from avgen.sample.pipeline import AVPipeline
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.write import write_made
+from tests.conftest import ROOT
 from tests.sample.factory import MODEL, clip, files, pipeline
 
 QUICK = Method(SolverConfig("euler", 2))
@@ -447,3 +450,12 @@ def test_no_prompt_is_an_error_that_says_so(pipe):
 def test_a_kernel_that_only_goes_forward_serves_sampling_on_a_cpu(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     assert open_for(torch.device("cpu"), tmp_path, "flex").model.spec.attention == "flex"
+
+
+def test_a_folder_opens_in_a_process_that_has_imported_the_pipeline_alone(pipe, tmp_path):
+    """diffusers takes no part of a module that nobody has imported."""
+    pipe.save_pretrained(tmp_path)
+    opened = f"AVPipeline.from_pretrained({str(tmp_path)!r})"
+    code = f"from avgen.sample.pipeline import AVPipeline; print({opened}.fingerprint)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.strip() == pipe.fingerprint, done.stderr[-2000:]
