@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     lost = len(requests) - len(jobs) + run(config, pipeline, jobs, console)
     if state.is_main_process:
         console.print(f"clips and manifest.jsonl are in [bold]{config.out}[/bold]")
-    if lost and state.is_main_process:
-        console.print(f"{lost} of {len(requests)} clips could not be made: mend their files and run it again")
+        if lost:
+            console.print(f"{lost} of {len(requests)} clips could not be made: mend their files and run it again")
     return command.INCOMPLETE if lost else 0
 
 

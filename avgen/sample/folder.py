@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 
@@ -19,16 +20,12 @@ from avgen.train.config import TrainConfig
 from avgen.train.data_config import PairsData, StoreData, ToyboxData
 
 if TYPE_CHECKING:
-    import torch
-
     from avgen.data.store import Store
     from avgen.models.encoders import TransformersText
 
 
 def open_for(device: torch.device, path: Path, attention: str | None) -> AVPipeline:
     """`open_pipeline`, on a device, with another attention kernel than the model's own if one is named."""
-    import torch
-
     pipeline = open_pipeline(path).to(device)
     if attention is not None:
         with torch.no_grad():  # some kernels only go forward

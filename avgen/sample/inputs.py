@@ -87,7 +87,7 @@ class Request:
         if task not in FILES:
             raise ValueError(f"task={task!r} is unknown: choose from {', '.join(FILES)}")
         needed, useful = FILES[task]
-        given = {name for name in ("image", "video", "audio") if getattr(self, name) is not None}
+        given = {name for name in FILE_KINDS if getattr(self, name) is not None}
         for name in sorted(needed - given):
             raise ValueError(f"task={task} needs {name}=FILE")
         for name in sorted(given - needed - useful):
@@ -318,7 +318,7 @@ def _request(path: Path, number: int, row: dict[str, Any], defaults: Request) ->
     for name, value in row.items():
         if value in (None, ""):
             continue
-        if name in ("image", "video", "audio"):
+        if name in FILE_KINDS:
             values[name] = path.parent / str(value)
         elif name == "seed":
             try:

@@ -48,7 +48,7 @@ class Job:
 
 def requests_of(config: SampleConfig) -> list[Request]:
     """Every clip asked for, checked: what is wrong is said before anything is loaded."""
-    files = {name: getattr(config, name) for name in ("image", "video", "audio")}
+    files = {name: getattr(config, name) for name in FILE_KINDS}
     base = Request(config.prompt, seed=config.seed, **files)
     if (odd := not_text(config.prompt)) is not None:
         raise ValueError(odd)

@@ -505,3 +505,14 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def copied(source: Path, target: Path, flags: str) -> Path:
+    """The same packets under other flags of the muxer."""
+    with av.open(str(source)) as clip, av.open(str(target), "w", options={"movflags": flags}) as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in clip.streams}
+        for packet in clip.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                out.mux(packet)
+    return target

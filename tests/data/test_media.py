@@ -18,7 +18,7 @@ from avgen.data.media.sound import mix_matrix, resample
 from avgen.data.media.source import exact_seconds
 from avgen.types import Clip
 from tests.conftest import CLIPS
-from tests.data.media_grid import Case, chirp, find, measure, write_case
+from tests.data.media_grid import Case, chirp, copied, find, measure, write_case
 
 RATES = (8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -187,17 +187,6 @@ def repeat(source: Path, target: Path, times: int) -> None:
                 copy.duration, copy.time_base = packet.duration, packet.time_base
                 copy.is_keyframe, copy.stream = packet.is_keyframe, streams[packet.stream_index]
                 out.mux(copy)
-
-
-def copied(source: Path, target: Path, flags: str) -> Path:
-    """The same packets under other flags of the muxer."""
-    with av.open(str(source)) as clip, av.open(str(target), "w", options={"movflags": flags}) as out:
-        streams = {s.index: out.add_stream_from_template(s) for s in clip.streams}
-        for packet in clip.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream_index]
-                out.mux(packet)
-    return target
 
 
 @pytest.fixture(scope="module")

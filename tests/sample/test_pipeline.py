@@ -23,6 +23,7 @@ from avgen.sample.pipeline import AVPipeline
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.write import write_made
 from tests.conftest import ROOT
+from tests.data.media_grid import copied
 from tests.sample.factory import MODEL, clip, files, pipeline
 
 QUICK = Method(SolverConfig("euler", 2))
@@ -237,24 +238,13 @@ def test_reordered_frames_of_matroska_are_copied_from_the_first(pipe, tmp_path, 
 @pytest.mark.parametrize("flags", ["cmaf+frag_keyframe+delay_moov+global_sidx", "cmaf+frag_keyframe+delay_moov"])
 def test_fragments_that_ffmpeg_reads_late_are_not_copied_late(pipe, tmp_path, flags):
     """Their picture would come two frames after the sound that was made for it."""
-    source = repacked(coded(tmp_path / "plain.mp4", "libx264", clip(1.0, 25.0, 48, 64).video, bf="2"), tmp_path, flags)
+    plain = coded(tmp_path / "plain.mp4", "libx264", clip(1.0, 25.0, 48, 64).video, bf="2")
+    source = copied(plain, tmp_path / "in.mp4", flags)
     made = pipe(task="v2a", video=source, duration_s=1.0, method=QUICK)[0]
     said = write_made(tmp_path / "out.mp4", made, "")
     ours, theirs = (read_clip(p, 0, 0.9, video=True, audio=False).clip for p in (tmp_path / "out.mp4", source))
     apart = [np.abs(ours.video.astype(float) - np.roll(theirs.video, late, axis=0)).mean() for late in range(4)]
     assert np.argmin(apart) == 0, said
-
-
-def repacked(source, folder, flags):
-    """The same packets under other flags of the muxer."""
-    target = folder / "repacked.mp4"
-    with av.open(str(source)) as given, av.open(str(target), "w", options={"movflags": flags}) as out:
-        streams = {s.index: out.add_stream_from_template(s) for s in given.streams}
-        for packet in given.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream_index]
-                out.mux(packet)
-    return target
 
 
 def test_what_the_muxer_refuses_is_encoded_anew_and_that_is_said(pipe, tmp_path):
