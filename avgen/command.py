@@ -90,6 +90,17 @@ def configure(
     return config
 
 
+def folders_first(argv: list[str] | None) -> tuple[list[str], list[str]]:
+    """The folders that a command line names as plain words, and its other words."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    named = [
+        word
+        for word in words
+        if not word.startswith("-") and word != "help" and ("=" not in word or Path(word).is_dir())
+    ]
+    return named, [word for word in words if word not in named]
+
+
 def _split(argv: Sequence[str]) -> tuple[list[str], Path | None, str]:
     """Overrides, the user's folder of YAML files, and what was asked for instead of a run."""
     overrides: list[str] = []

@@ -130,7 +130,7 @@ def _composed(cls: type, name: str | None, overrides: Sequence[str], config_dir:
     offered = groups(name, config_dir)
     composing, texts, mappings = _checked(cls, overrides, offered, _options(folders), rooted=root is not None)
     if others:
-        composing = [f"hydra.searchpath=[{','.join(_quoted(f'file://{f}') for f in others)}]", *composing]
+        composing = [f"hydra.searchpath=[{','.join(quoted(f'file://{f}') for f in others)}]", *composing]
     try:
         with initialize_config_dir(str(home), version_base="1.3"):
             config = hydra_compose(name, overrides=composing, return_hydra_config=True)
@@ -288,7 +288,7 @@ def _choices(group: str, folders: Sequence[Path]) -> list[str]:
     return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """For Hydra's grammar, which has a meaning for brackets and commas."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

@@ -1,6 +1,6 @@
 """Which file in a folder is the clip of which prompt.
 
-Three ways, the first that fits: a manifest.jsonl (of avgen sample or avgen toybox), files named for the prompt's id
+Three ways, the first that fits: a manifest.jsonl (as of avgen sample: id, seed, file), files named for the prompt's id
 (ID.mp4, ID_s7.mp4 with seed 7), and JavisBench's numbering by row (sample_0000.mp4).
 """
 
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avgen.lines import standing_lines
+from eval.record import Prompt
 from eval.suites import Suite
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".m4a", ".wav")
 NUMBERED = re.compile(r"sample_(\d{4,})")
 SEEDED = re.compile(r"(.*)_s(\d+)")
+BY_PLACE = re.compile(r"\d{5}")  # what avgen sample and suite=plain call prompts that have no id
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,25 @@ Known = dict[str, dict[int, Path]]  # prompt's id -> seed -> file
 
 
 def by_manifest(folder: Path, suite: Suite) -> Known:
-    ids = {prompt.id for prompt in suite.prompts}
+    prompts = {prompt.id: prompt for prompt in suite.prompts}
     known: Known = {}
     for said in standing_lines(folder / "manifest.jsonl"):
-        name, file = str(said.get("id", "")), said.get("file") or said.get("path")
-        if name in ids and isinstance(file, str):
+        name, file = str(said.get("id", "")), said.get("file")
+        if name in prompts and isinstance(file, str):
+            require_same(prompts[name], said.get("prompt"), folder)
             known.setdefault(name, {})[int(said.get("seed", 0))] = folder / file
     return known
+
+
+def require_same(prompt: Prompt, made_of: object, folder: Path) -> None:
+    """Ids that are places in a file mean another prompt once a row was added; ids that somebody gave may well stand for
+    a prompt in other words."""
+    texts = (prompt.text, prompt.video_text, prompt.audio_text)
+    if BY_PLACE.fullmatch(prompt.id) and isinstance(made_of, str) and made_of.strip() not in texts:
+        raise ValueError(
+            f"clips={folder}: the clip of prompt {prompt.id} was made of {made_of[:60]!r}, and prompt {prompt.id} is"
+            f" {prompt.text[:60]!r}: give the prompts that the clips were made of, or give prompts ids of their own"
+        )
 
 
 def by_name(folder: Path, suite: Suite) -> Known:

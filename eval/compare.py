@@ -7,7 +7,6 @@ both definitions have the same hash, and only on prompts with a value in both.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,8 +37,8 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} cannot be negative")
-        if self.resamples < 1:
-            raise ValueError(f"resamples={self.resamples} must be at least 1")
+        if self.resamples < 100:
+            raise ValueError(f"resamples={self.resamples} must be at least 100")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def compare(config: CompareConfig) -> Comparison:
             f"baseline={config.baseline} scored suite {old['suite']['name']} ({old['suite']['digest']}) and"
             f" candidate={config.candidate} {new['suite']['name']} ({new['suite']['digest']}): compare one suite's"
         )
-    names, left_out = comparable(old["metrics"], new["metrics"], config.metrics)
+    names, left_out = comparable(measured(old), measured(new), config.metrics)
     directions = {name: old["metrics"][name]["definition"]["direction"] for name in names}
     a = {name: values(old_lines, name, directions[name]) for name in names}
     b = {name: values(new_lines, name, directions[name]) for name in names}
@@ -100,21 +99,31 @@ def comparable(
     old: Mapping[str, Any], new: Mapping[str, Any], wanted: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """Metrics that can be judged, and why the others cannot."""
-    unknown = [w for w in wanted if not any(w in (name, name.split(".")[0]) for name in old)]
+    unknown = [w for w in wanted if not any(w in (name, name.split(".")[0]) for name in (*old, *new))]
     if unknown:
-        raise ValueError(f"metrics={unknown[0]!r}: the baseline has no such metric or group")
+        raise ValueError(f"metrics={unknown[0]!r}: neither folder has such a metric or group")
     names: list[str] = []
     left_out: dict[str, str] = {}
-    for name in old:
+    for name in dict.fromkeys((*old, *new)):
         if wanted and not {name, name.split(".")[0]} & set(wanted):
             continue
         if name not in new:
             left_out[name] = "the candidate was not scored by it"
+        elif name not in old:
+            left_out[name] = "the baseline was not scored by it"
         elif old[name]["definition"]["hash"] != new[name]["definition"]["hash"]:
             left_out[name] = "defined otherwise in the two: score one of them again"
+        elif "references" in old[name]:
+            left_out[name] = "a distance between sets has no value for each prompt: see both summaries"
         elif old[name]["definition"]["direction"] != "none":
             names.append(name)
+        elif wanted:
+            left_out[name] = "it has no better direction"
     return names, left_out
+
+
+def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {**summary["metrics"], **summary.get("sets", {})}
 
 
 def values(
@@ -168,10 +177,11 @@ def plain(found: Comparison) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    for place, name in enumerate(("baseline", "candidate")):
-        if len(words) > place and "=" not in words[place] and not words[place].startswith("-"):
-            words[place] = f"{name}={words[place]}"
+    folders, words = command.folders_first(argv)
+    places = [name for name in ("baseline", "candidate") if not any(word.startswith(f"{name}=") for word in words)]
+    if len(folders) > len(places):
+        raise ValueError(f"{', '.join(folders)}: two folders are compared, the baseline and the candidate")
+    words += [f"{name}={folder}" for name, folder in zip(places, folders, strict=False)]
     config = command.configure(
         CompareConfig, None, words, "is the candidate better than the baseline?", EXAMPLES, "eval compare"
     )

@@ -58,12 +58,21 @@ def loaded(kind: str, place: str, device: str, group: str, options: tuple[tuple[
 
     if not hasattr(transformers, kind):
         return f"transformers {transformers.__version__} has no {kind}: install a newer one"
+    cls, given = mended(getattr(transformers, kind)), dict(options)
     try:
-        made = mended(getattr(transformers, kind)).from_pretrained(place, **dict(options))
-    except (OSError, ImportError) as error:
+        if not issubclass(cls, transformers.PreTrainedModel):
+            return cls.from_pretrained(place, **given)
+        model, info = cls.from_pretrained(place, output_loading_info=True, **given)
+        if lacks := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
+            # transformers draws those at random and only warns
+            return (
+                f"{place!r} lacks {len(lacks)} weights of {kind}, {lacks[0]} among them: give weights.{group}=FOLDER "
+                "of that class"
+            )
+        return model.to(device).eval()
+    except (OSError, ImportError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         return f"{kind} of {place!r} cannot be loaded; give weights.{group}=FOLDER, or fetch it: {said}"
-    return made.to(device).eval() if isinstance(made, torch.nn.Module) else made
 
 
 def mended(kind: Any) -> Any:

@@ -11,7 +11,8 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -211,6 +212,13 @@ def reward(metric: ClipMetric, prompt: Prompt | None = None) -> Callable[[Clip],
     return of
 
 
-def told(result: Result, **extras: Any) -> Result:
-    """The result with more extras."""
-    return replace(result, extras={**result.extras, **extras})
+def versions(*packages: str) -> dict[str, str | None]:
+    """For a definition: of packages that bring a network or a method along. None where one is not installed."""
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in packages}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avgen import command
+from eval.record import Prompt
 from eval.suites import read_suite
 
 EXAMPLES = (
@@ -38,10 +39,15 @@ def write_prompts(config: PromptsConfig) -> int:
                 f"suite={config.suite}: the id {prompt.id!r} names a folder, and avgen sample writes into one folder"
                 " only; make these clips with a manifest.jsonl of your own"
             )
-    lines = [json.dumps({"id": p.id, "prompt": p.text}, ensure_ascii=False) + "\n" for p in asked]
+    lines = [json.dumps(line_of(prompt), ensure_ascii=False) + "\n" for prompt in asked]
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text("".join(lines), encoding="utf-8")
     return len(lines)
+
+
+def line_of(prompt: Prompt) -> dict[str, str]:
+    image = {} if prompt.first_frame is None else {"image": str(prompt.first_frame.resolve())}
+    return {"id": prompt.id, "prompt": prompt.text, **image}
 
 
 def main(argv: list[str] | None = None) -> int:

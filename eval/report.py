@@ -11,7 +11,6 @@ import html
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -23,6 +22,7 @@ from urllib.parse import quote
 import numpy as np
 
 from avgen import command
+from avgen.compose import quoted
 from avgen.lines import finite
 from eval import statistics
 from eval.compare import values as of_prompts
@@ -52,6 +52,8 @@ class ReportConfig:
             raise ValueError("runs is empty: name at least one folder that avgen eval wrote")
         if self.embed_mb < 0:
             raise ValueError(f"embed_mb={self.embed_mb} must not be negative")
+        if self.resamples < 100:
+            raise ValueError(f"resamples={self.resamples} must be at least 100")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ def write_report(config: ReportConfig) -> Path:
     # of one name there may be several: two lists of prompts of one's own are both `plain`
     if len({(run.summary["suite"]["name"], run.summary["suite"]["digest"]) for run in runs}) > 1:
         raise ValueError(f"runs={[str(r) for r in config.runs]} are of different suites: make one page each")
+    if len(schemas := {run.summary.get("schema") for run in runs}) > 1:
+        raise ValueError(
+            f"runs={[str(r) for r in config.runs]} have schemas {sorted(map(str, schemas))}: their clips were read "
+            "otherwise; score the older ones again"
+        )
     runs = named_apart(runs)
     out = config.out or runs[0].folder / "report.html"
     metrics = metrics_of(runs)
@@ -184,7 +191,7 @@ def shown(measured: Json) -> Json:
         "n": n["ok"],
         "references": measured.get("references", 0),
         **{f"n_{status}": n[status] for status in ("not_applicable", "failed", "skipped")},
-        "coverage": measured["coverage"] if measured["coverage"] is not None else 1.0,
+        "coverage": measured["coverage"],
     }
     nulls = {kind: null for kind, null in measured.get("nulls", {}).items() if null["mean"] is not None}
     if nulls:
@@ -342,11 +349,9 @@ def rounded(value: float) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    folders = [word for word in words if "=" not in word and not word.startswith("-") and word != "help"]
-    rest = [word for word in words if word not in folders]
+    folders, rest = command.folders_first(argv)
     if folders:
-        rest.append(f"runs=[{','.join(folders)}]")
+        rest.append(f"runs=[{','.join(map(quoted, folders))}]")
     config = command.configure(
         ReportConfig,
         None,

@@ -65,7 +65,8 @@ def planned(config: EvalConfig) -> Plan:
         kept = {prompt.id for prompt in suite.prompts[: config.limit]}
         found = [one for one in found if one.prompt in kept]
     names = tuple(dict.fromkeys([*config.metrics, *suite.metrics]))
-    scorer = Scorer(names, config.setup, config.nulls, config.ceiling, config.strict_licence, config.seed, suite.ideal)
+    how = (config.nulls, config.ceiling, config.strict_licence, config.seed)
+    scorer = Scorer(names, config.setup, *how, suite.ideal, suite.ideal_mark)
     jobs = jobs_of(found, {prompt.id: prompt for prompt in suite.prompts})
     cells = tuple(tuple(scorer.cells(job)) for job in jobs)
     models = models_of(config.clips, found)
@@ -244,8 +245,11 @@ def summary_of(
         if isinstance(metric, SetMetric):
             vectors = [[r[c.key] for c in cs if c.metric == place] for r, cs in zip(embedded, plan.cells, strict=True)]
             made = [row[0] for row in vectors]
-            # of each prompt once, however many clips were made of it
-            real = {job.prompt.id: row[1] for job, row in zip(plan.jobs, vectors, strict=True) if len(row) > 1}
+            # of each prompt once, however many clips were made of it; what one worker lost another may have
+            real: dict[str, Mapping[str, Any]] = {}
+            for job, row in zip(plan.jobs, vectors, strict=True):
+                if len(row) > 1 and real.get(job.prompt.id, {}).get("status") != "ok":
+                    real[job.prompt.id] = row[1]
             sets[metric.definition.name] = set_summary(metric, made, list(real.values()), config.seed)
         else:
             metrics[metric.definition.name] = summarised(metric, lines, prompts, how)

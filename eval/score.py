@@ -63,6 +63,7 @@ class Scorer:
     strict_licence: bool
     seed: int
     ideal: Callable[[Prompt, Clip], Clip] | None
+    ideal_mark: str = ""
 
     @cached_property
     def metrics(self) -> tuple[Any, ...]:
@@ -91,7 +92,8 @@ class Scorer:
                 decides = {"shifted": f":{self.seed}", "swapped": f":{job.partner_sha256[:16]}", "silent": ""}[null]
                 yield Cell(i, null, f"{known}:{null}{decides}")
             if said.ceiling and self.ceiling and (self.ideal is not None or job.prompt.reference is not None):
-                yield Cell(i, CEILING, f"{known}:{CEILING}")
+                against = "" if job.prompt.reference is not None else f":{self.ideal_mark}"
+                yield Cell(i, CEILING, f"{known}:{CEILING}{against}")
 
     def __call__(self, job: Job, wanted: Sequence[Cell]) -> Scored:
         clock = Clock()
@@ -185,7 +187,7 @@ def plain(result: Result) -> dict[str, Any]:
     """Without what is at its default; numbers of extras rounded, for they are drawn and not compared."""
     said = {"value": result.value, "status": result.status}
     for name in ("reason", "confidence", "interval"):
-        if getattr(result, name):
+        if getattr(result, name) not in (None, ""):
             said[name] = getattr(result, name)
     if result.weight != 1.0:
         said["weight"] = result.weight

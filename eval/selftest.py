@@ -110,6 +110,10 @@ Values = dict[tuple[str, float], dict[str, list[Result]]]  # (fault, dose) -> me
 
 def selftest(config: SelftestConfig, advance: Callable[[], None] = lambda: None) -> Selftest:
     metrics = [m for m in chosen(config.metrics, Setup(config.device)) if not isinstance(m, SetMetric)]
+    if not metrics:
+        raise ValueError(
+            f"metrics={list(config.metrics)}: none of them measures single clips, which is what faults change"
+        )
     rungs = {k: v for k, v in ladder(config.fps).items() if k in (config.faults or ladder(config.fps))}
     takes = clean_takes(config)
     values: Values = {("", 0.0): {}}

@@ -120,7 +120,10 @@ def crew(model: Path, pipeline: AVPipeline, processes: int | None) -> Iterator[R
 
     None: one per core (of at most MOST_PROCESSES) without an accelerator, else this process alone.
     """
-    count = processes or usual_processes(pipeline.model.device.type == "cpu")
+    device = pipeline.model.device.type
+    if device != "cpu" and (processes or 1) > 1:
+        raise ValueError(f"processes={processes}: on {device} one process makes the clips; leave processes= out")
+    count = processes or usual_processes(device == "cpu")
     if count == 1:
         yield alone(pipeline)
         return

@@ -41,9 +41,12 @@ class CheatingConfig:
 class PreferenceConfig:
     """The loss on pairs: avgen/train/preference.py has its equation."""
 
-    margin: Literal["joint", "per_modality"] = "joint"  # of picture and sound: one for both, or each its own
-    kind: Literal["sigmoid", "ipo"] = "sigmoid"  # sigmoid wants ever larger margins; ipo wants one of 1/2
-    beta_video: float = 3000.0  # how hard margins of the picture pull away from the reference
+    # of picture and sound: one for both, or each its own; nft has none
+    margin: Literal["joint", "per_modality"] = "joint"
+    # sigmoid wants ever larger margins, ipo one of 1/2; nft goes as far as winners and losers differ, over beta
+    kind: Literal["sigmoid", "ipo", "nft"] = "sigmoid"
+    # how hard margins of the picture pull away from the reference; of nft the model's share, say 0.5: less goes further
+    beta_video: float = 3000.0
     beta_audio: float = 1000.0  # of the sound
     anchor: float = 0.1  # weight of the winner's own flow-matching loss; 0: none
     label_smoothing: float = 0.0  # of kind=sigmoid: the share of pairs that may be the wrong way round
@@ -57,8 +60,18 @@ class PreferenceConfig:
             )
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 0.5): at 0.5 nobody is preferred")
-        if self.kind == "ipo" and self.label_smoothing:
-            raise ValueError(f"label_smoothing={self.label_smoothing} is of kind=sigmoid: ipo has no use for it")
+        if self.kind != "sigmoid" and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} is of kind=sigmoid: {self.kind} has no use for it"
+            )
+        if self.kind == "nft" and max(self.beta_video, self.beta_audio) > 1:
+            raise ValueError(
+                f"beta_video={self.beta_video} and beta_audio={self.beta_audio}: betas of kind=nft are shares of a "
+                "mixture, at most 1; with 1 the model goes as far as the winners, with less further"
+            )
+
+    def beta(self, modality: str) -> float:
+        return {"video": self.beta_video, "audio": self.beta_audio}[modality]
 
 
 @dataclass(frozen=True)

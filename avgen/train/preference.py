@@ -4,7 +4,14 @@ With l the mean squared velocity error of a clip's modality, w the winner, l the
 
     margin_m = beta_m / 2 ((l_l - l_w) - (l_l0 - l_w0)),    loss = -log sigmoid(margin) + anchor l_w
 
-over one margin that is the sum of the modalities' (`joint`), or over each (`per_modality`). Winner and loser are rows
+over one margin that is the sum of the modalities' (`joint`), or over each (`per_modality`). `kind=nft` (negative-aware
+fine-tuning, Zheng et al. 2025) has no sigmoid: with v the model's velocity, v_0 the reference's and u what a clip asks
+for,
+
+    loss_m = (|(1 - beta) v_0 + beta v - u_w|^2 + |(1 + beta) v_0 - beta v - u_l|^2) / beta
+
+so v is fitted to winners, and its mirror image in v_0 to losers: it goes away from the reference as far as winners and
+losers differ on average, divided by beta. Winner and loser are rows
 2 k and 2 k + 1 of a batch and were drawn alike: same noise, levels, given tokens and dropped captions. Otherwise the
 difference of their errors would be mostly that of their draws.
 """
@@ -81,18 +88,38 @@ def penalty(margin: Tensor, config: PreferenceConfig) -> Tensor:
 
 
 def preference_loss(
-    policy: dict[str, Errors], reference: dict[str, Errors], config: PreferenceConfig, flow: FlowConfig
+    policy: dict[str, Errors],
+    reference: dict[str, Errors],
+    config: PreferenceConfig,
+    flow: FlowConfig,
+    mixed: dict[str, Errors] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(P,) the loss of each pair, and (P,) the margin of each modality."""
-    betas = {"video": config.beta_video, "audio": config.beta_audio}
+    """(P,) the loss of each pair, and (P,) the margin of each modality; `mixed` are errors of `kind=nft`'s mixtures."""
     weights = {"video": flow.video_weight, "audio": flow.audio_weight}
-    margins = {m: betas[m] * advantage(policy[m], reference[m]) for m in policy}
-    if config.margin == "joint":
-        loss = penalty(torch.stack(list(margins.values())).sum(0), config)
+    margins = {m: config.beta(m) * advantage(policy[m], reference[m]) for m in policy}
+    if mixed is not None:
+        parts = [
+            torch.where(both.known, weights[m] / config.beta(m) * both.clips.sum(1), 0.0)
+            for m, both in mixed.items()
+            if config.beta(m) > 0
+        ]
+    elif config.margin == "joint":
+        parts = [penalty(torch.stack(list(margins.values())).sum(0), config)]
     else:
-        loss = torch.stack([torch.where(policy[m].known, penalty(margins[m], config), 0.0) for m in margins]).sum(0)
+        parts = [torch.where(policy[m].known, penalty(margins[m], config), 0.0) for m in margins]
     anchor = torch.stack([weights[m] * policy[m].clips[:, 0] for m in policy]).sum(0)
-    return loss + config.anchor * anchor, margins
+    return torch.stack(parts).sum(0) + config.anchor * anchor, margins
+
+
+def mixture(output: Velocity, reference: Velocity, config: PreferenceConfig) -> Velocity:
+    """What `kind=nft` fits to the clips: the model's share in it is beta for winners and -beta for losers."""
+    mixed = {}
+    for m in MODALITIES:
+        if (ours := getattr(output, m)) is not None:
+            sign = torch.ones_like(ours[:, :1, :1])
+            sign[1::2] = -1
+            mixed[m] = torch.lerp(getattr(reference, m).float(), ours.float(), config.beta(m) * sign)
+    return Velocity(**mixed)
 
 
 @dataclass(frozen=True)
@@ -114,18 +141,20 @@ class Preference:
         with torch.no_grad(), self.reference() as reference:
             expected: Velocity = reference(drawn.noisy)
         output: Velocity = model(drawn.noisy)
-        found, before = (
-            losses(out, drawn.clean, drawn.noisy, drawn.noise, self.flow.predict) for out in (output, expected)
-        )
-        weights = {m: stream.weight for m, stream in drawn.clean.streams.items()}
-        policy, against = ({m: Errors.of(one[m], weights[m]) for m in one} for one in (found, before))
-        each, margins = preference_loss(policy, against, self.config, self.flow)
+        found, policy = self.errors(output, drawn)
+        _, against = self.errors(expected, drawn)
+        mixed = self.errors(mixture(output, expected, self.config), drawn)[1] if self.config.kind == "nft" else None
+        each, margins = preference_loss(policy, against, self.config, self.flow, mixed)
         with torch.no_grad():
             notes = self.noted(each, margins, policy, against)
             notes |= {f"preference/{m}/drift": self.drift(m, output, expected, drawn) for m in found}
         nothing = each.new_zeros(2)
         table = torch.stack([notes.get(name, nothing) for name in self.notes])
         return Learned(found, each.sum() * 2 / whole.clips, table)
+
+    def errors(self, output: Velocity, drawn: Draw) -> tuple[dict[str, Loss], dict[str, Errors]]:
+        found = losses(output, drawn.clean, drawn.noisy, drawn.noise, self.flow.predict)
+        return found, {m: Errors.of(loss, getattr(drawn.clean, m).weight) for m, loss in found.items()}
 
     def noted(
         self, each: Tensor, margins: dict[str, Tensor], policy: dict[str, Errors], reference: dict[str, Errors]

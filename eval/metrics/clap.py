@@ -61,6 +61,7 @@ class Clap:
         extractor = processor.feature_extractor
         rate = extractor.sampling_rate
         parts = chunks(mono(take.sound, rate), extractor.nb_max_samples)
-        batch = extractor(parts, sampling_rate=rate, return_tensors="pt").to(self.source.device)
+        # one by one: among several, extractors of fused models call one drawn at random the long one
+        batches = [extractor(part, sampling_rate=rate, return_tensors="pt").to(self.source.device) for part in parts]
         with torch.inference_mode():
-            return vectors(model.get_audio_features(**batch))
+            return np.concatenate([vectors(model.get_audio_features(**batch)) for batch in batches])

@@ -11,10 +11,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from eval.metric import Definition, Measure, Needs, NotApplicable, Take
+from eval.metric import Definition, Measure, Needs, NotApplicable, Skipped, Take, versions
 from eval.take import Picture, Sound
 
 FARNEBACK = (0.5, 3, 15, 3, 5, 1.2, 0)
+INSTALL = "pip install librosa 'opencv-python-headless<5'"
 
 
 def intersection_over_union(onsets_s: Sequence[float], peaks_s: Sequence[float], fps: float) -> float:
@@ -32,6 +33,8 @@ def flow_of(picture: Picture) -> list[float]:
     """Mean length of Farneback's flow into each frame from the one before; the first frame borrows the second's."""
     import cv2
 
+    if int(cv2.__version__.split(".")[0]) != 4:
+        raise Skipped(f"OpenCV {cv2.__version__} computes another flow than 4: {INSTALL}")
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in picture.frames]
     found = []
     for before, after in pairwise(grey):
@@ -65,9 +68,13 @@ METRIC = Measure(
             picture=True,
             sound=True,
             packages=("librosa", "cv2"),
-            install="pip install librosa 'opencv-python-headless<5'",
+            install=INSTALL,
         ),
-        parameters={"farneback": FARNEBACK, "sample_rate_hz": 22050},
+        parameters={
+            "farneback": FARNEBACK,
+            "sample_rate_hz": 22050,
+            **versions("librosa", "opencv-python-headless", "opencv-python"),
+        },
         nulls=("shifted",),
         ceiling=True,
     ),

@@ -137,7 +137,7 @@ class Jury:
         answers = []
         for check in take.prompt.checklist:
             yes = float(np.mean([judge.yes(f"{check.question} {order}", picture, wave) for order in ORDERS]))
-            answers.append(yes if check.answer.strip().lower().startswith("y") else 1 - yes)
+            answers.append(yes if check.answer == "yes" else 1 - yes)
         return Result(float(np.mean(answers)), weight=len(answers), extras={"answers": answers})
 
 

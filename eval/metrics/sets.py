@@ -138,7 +138,9 @@ def manifolds(x: np.ndarray, y: np.ndarray, nearest: int = NEAREST) -> Manifolds
     """Each set's manifold is the union of balls around its rows that reach its k-th neighbour."""
     x, y = _pair(x, y)
     if min(len(x), len(y)) <= nearest:
-        raise ValueError(f"{min(len(x), len(y))} rows are too few for {nearest} nearest neighbours: lower nearest")
+        raise ValueError(
+            f"{min(len(x), len(y))} clips are too few for {nearest} nearest neighbours: score at least {nearest + 1}"
+        )
     between = cdist(x, y)
     reach_x, reach_y = (np.partition(cdist(s, s), nearest, axis=1)[:, nearest] for s in (x, y))
     return Manifolds(

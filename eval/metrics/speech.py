@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from eval.hosted import mono
-from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Setup, Take
+from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Setup, Take, versions
 from eval.take import Sound
 
 RATE_HZ = 16_000
@@ -35,14 +35,14 @@ CURVES = {
 
 
 def metrics(setup: Setup) -> Sequence[Metric]:
-    said = {"least_s": LEAST_S, "speaking": SPEAKING}
+    said = {"least_s": LEAST_S, "speaking": SPEAKING, **versions("silero-vad", "speechmos")}
     return (
         Measure(
             Definition(
                 "speech.activity",
                 "Share of 32 ms windows that silero-vad takes for speech.",
                 needs=VAD,
-                parameters={"speaking": SPEAKING},
+                parameters={"speaking": SPEAKING, **versions("silero-vad")},
             ),
             lambda take: float((take.sound.once(speaking) >= SPEAKING).mean()),
         ),

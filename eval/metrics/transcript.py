@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from eval.hosted import Source, chunks, mono
-from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Result, Setup, Take
+from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Result, Setup, Take, versions
 from eval.metrics.speech import INSTALL, RATE_HZ, SPEAKING, speaking
 from eval.take import Sound
 
@@ -28,11 +28,9 @@ def metrics(setup: Setup) -> Sequence[Metric]:
             f"Edits that turn the transcript into the prompt's speech over the {unit}s of it, both in lower case"
             " without punctuation; may exceed 1. Where silero-vad hears no speech the transcript is empty."
         )
+        made_of = {**whisper.source.parameters, **versions("silero-vad")}
         return Measure(
-            Definition(
-                f"whisper.{name}", says, "", "lower", 2, needs=needs, parameters=dict(whisper.source.parameters)
-            ),
-            whisper.errors(units),
+            Definition(f"whisper.{name}", says, "", "lower", 2, needs=needs, parameters=made_of), whisper.errors(units)
         )
 
     return one("wer", "word", str.split), one("cer", "character", lambda text: text.replace(" ", ""))

@@ -17,11 +17,13 @@ DEFAULT = "MCG-NJU/videomae-base"
 
 def metrics(setup: Setup) -> Sequence[Metric]:
     model = VideoMae(Source.of(setup, "videomae", DEFAULT))
+    ours = model.source.place == DEFAULT
     needs = Needs(
         picture=True,
         reference=True,
         packages=("torchvision",),
-        licence="that of the weights",
+        licence="CC BY-NC 4.0" if ours else "that of the weights",
+        commercial=not ours,
         install="pip install -e '.[eval]'",
     )
     return set_metrics(model, "videomae", needs)

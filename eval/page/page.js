@@ -107,9 +107,14 @@ function verdict() {
       el("figcaption", { title: metricOf[name].says }, el("span", { class: "name" }, `${name} ${ARROWS[metricOf[name].direction]}`),
         el("b", {}, number(s.mean))),
       whisker(s),
-      el("p", { class: "quiet small" }, `n ${s.n}${s.references ? ` / ${s.references} real` : ""}${s.coverage < 1 ? `, coverage ${(100 * s.coverage).toFixed(0)} %` : ""}${chance} `,
+      el("p", { class: "quiet small" }, `n ${s.n}${s.references ? ` / ${s.references} real` : ""}${partial(s) ? `, coverage ${(100 * s.coverage).toFixed(0)} %` : ""}${chance} `,
         pair ? el("span", { class: kind }, pair.verdict) : null));
   }));
+}
+
+// no coverage where the metric applied to no clip
+function partial(s) {
+  return typeof s?.coverage === "number" && s.coverage < 1;
 }
 
 // null where there is nothing to compare with
@@ -161,7 +166,7 @@ function table() {
       ...data.runs.map((r, i) => value(r.summary[m.name], i > 0 || !data.runs[1] || !better(m.name) ? null : pairOf(r.name, data.runs[1].name, m.name))),
       el("td", { class: "quiet" }, first?.null ? `${number(first.null.mean)} ` : "", el("span", { class: "small" }, first?.null?.kind ?? "")),
       el("td", { class: "quiet" }, first?.ceiling ? number(first.ceiling.mean) : ""),
-      el("td", { class: first && first.coverage < 1 ? "bad" : "quiet" }, first ? `${(100 * first.coverage).toFixed(0)} %` : "")));
+      el("td", { class: partial(first) ? "bad" : "quiet" }, typeof first?.coverage === "number" ? `${(100 * first.coverage).toFixed(0)} %` : "")));
   }
   by("metrics").replaceChildren(el("thead", {}, head), el("tbody", {}, ...body));
 }

@@ -27,6 +27,7 @@ class Suite:
     metrics: tuple[str, ...] = ()  # groups that only this suite has, scored besides those asked for
     # a clip that does what the prompt asks, in the form of the given one: the ceiling where no real clip exists
     ideal: Callable[[Prompt, Clip], Clip] | None = None
+    ideal_mark: str = ""  # what decides that clip besides prompt and form
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # tag axis -> categories in the suite's order
 
 

@@ -39,7 +39,8 @@ def read(file: Path) -> Iterator[Prompt]:
 
 
 def tags(row: Row) -> dict[str, tuple[str, ...]]:
-    found = {n.removeprefix("tag_"): tuple(row.text(n).split("|")) for n in row.values if n.startswith("tag_")}
+    columns = {n.removeprefix("tag_"): row.text(n).split("|") for n in row.values if n.startswith("tag_")}
+    found = {axis: tuple(part.strip() for part in parts if part.strip()) for axis, parts in columns.items()}
     said = row.values.get("tags") or {}
     if not isinstance(said, dict):
         raise row.error(f"tags is a {type(said).__name__}, a mapping of axis to categories is needed")

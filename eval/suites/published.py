@@ -63,7 +63,7 @@ def verse_bench(file: Path) -> Iterator[Prompt]:
             seen, heard = row.text("video_prompt"), row.text("audio_prompt")
             yield Prompt(
                 id=f"{name}/{key}",
-                text=row.text("prompt") or ". ".join(part for part in (seen.rstrip("."), heard) if part),
+                text=row.text("prompt") or joined(row, seen, heard, "prompt, video_prompt or audio_prompt"),
                 video_text=seen,
                 audio_text=heard,
                 speech=speech(row, "speech_prompt"),
@@ -72,21 +72,24 @@ def verse_bench(file: Path) -> Iterator[Prompt]:
             )
 
 
+def joined(row: Row, seen: str, heard: str, names: str) -> str:
+    if not (seen or heard):
+        raise row.error(f"has no {names}; its fields are {', '.join(map(str, row.values))}")
+    return ". ".join(part for part in (seen.rstrip("."), heard) if part)
+
+
 def vabench(file: Path) -> Iterator[Prompt]:
     """One file per category, named for it."""
     for i, row in enumerate(json_rows(file)):
-        seen = row.values.get("auxiliary_info_vision") or []
-        heard = row.values.get("auxiliary_info_audio") or []
         yield Prompt(
             id=f"{file.stem}/{row.text('id', 'index') or i}",
             text=row.text("prompt_en", needed=True),
             video_text=row.text("prompt_vision"),
             audio_text=row.text("prompt_audio"),
             checklist=tuple(
-                Check(str(question), group=group)
-                for group, questions in (("video", seen), ("audio", heard))
-                for question in questions
-                if question
+                Check(question, group=group)
+                for group, name in (("video", "auxiliary_info_vision"), ("audio", "auxiliary_info_audio"))
+                for question in row.many(name)
             ),
             tags={"category": (file.stem,), **({"dimension": row.many("dimension")} if row.many("dimension") else {})},
         )
@@ -113,25 +116,31 @@ def t2av_compass(file: Path) -> Iterator[Prompt]:
             video_text=row.text("video_prompt"),
             audio_text=row.text("audio_prompt"),
             speech=speech(row, "speech_prompt"),
-            checklist=tuple(checks(row.values.get("checklist_info"))),
+            checklist=tuple(checks(row, row.values.get("checklist_info"))),
             tags={name: row.many(name) for name in COMPASS_TAGS if row.many(name)},
         )
 
 
-def checks(said: object, group: str = "") -> Iterator[Check]:
+YES_OR_NO = {"yes": "yes", "y": "yes", "true": "yes", "no": "no", "n": "no", "false": "no"}
+
+
+def checks(row: Row, said: object, group: str = "") -> Iterator[Check]:
     """Questions wherever they hang in nested mappings and lists; the keys on the way are their group."""
     if isinstance(said, str) and said.strip():
         yield Check(said.strip(), group=group)
     elif isinstance(said, dict):
         question = said.get("question")
         if isinstance(question, str):
-            yield Check(question, str(said.get("answer", "yes")), group)
+            answer = YES_OR_NO.get(str(said.get("answer", "yes")).strip().lower())
+            if answer is None:
+                raise row.error(f"answer={said['answer']!r} to {question[:60]!r} must be yes or no")
+            yield Check(question, answer, group)
             return
         for name, inner in said.items():
-            yield from checks(inner, f"{group}/{name}" if group else str(name))
+            yield from checks(row, inner, f"{group}/{name}" if group else str(name))
     elif isinstance(said, list):
         for inner in said:
-            yield from checks(inner, group)
+            yield from checks(row, inner, group)
 
 
 @with_ground_truth
@@ -154,7 +163,7 @@ def avbench(file: Path) -> Iterator[Prompt]:
         seen, heard = row.text("prompt_vision"), row.text("prompt_audio")
         yield Prompt(
             id=row.text("id") or str(i),
-            text=row.text("full_prompt") or ". ".join(part for part in (seen.rstrip("."), heard) if part),
+            text=row.text("full_prompt") or joined(row, seen, heard, "full_prompt, prompt_vision or prompt_audio"),
             video_text=seen,
             audio_text=heard,
             speech=speech(row, "utterance"),

@@ -47,7 +47,8 @@ TIMES = {"turn": "in turn", "pair": "at once"}
 
 
 def suite() -> Suite:
-    return Suite("toybench", tuple(plain.read(FILE)), digest_of(FILE), ("toybox",), ideal, AXES)
+    mark = f"{WORLD_VERSION} {SEED} {DURATION_S}"
+    return Suite("toybench", tuple(plain.read(FILE)), digest_of(FILE), ("toybox",), ideal, mark, AXES)
 
 
 def ideal(prompt: Prompt, like: Clip) -> Clip:

@@ -15,11 +15,16 @@ from eval.compare import CompareConfig, compare
 METRICS = {"sync.correlation": "higher", "sync.offset_s": "zero", "picture.flicker": "lower", "file.fps": "none"}
 
 
-def scored(folder: Path, values: dict[str, Any], suite: str = "s1", version: str = "v1") -> Path:
+def scored(
+    folder: Path, values: dict[str, Any], suite: str = "s1", version: str = "v1", without: str = "", sets: Any = ()
+) -> Path:
     """What avgen eval writes, as far as a comparison reads it; None is a clip without a value."""
     folder.mkdir()
-    metrics = {n: {"definition": {"hash": f"{n}{version}", "direction": d}} for n, d in METRICS.items()}
-    (folder / "summary.json").write_text(json.dumps({"suite": {"name": suite, "digest": suite}, "metrics": metrics}))
+    names = {n: d for n, d in METRICS.items() if n != without}
+    metrics = {n: {"definition": {"hash": f"{n}{version}", "direction": d}} for n, d in names.items()}
+    far = {n: {"definition": {"hash": n, "direction": "lower"}, "references": 9} for n in sets}
+    said = {"suite": {"name": suite, "digest": suite}, "metrics": metrics, "sets": far}
+    (folder / "summary.json").write_text(json.dumps(said))
     lines = []
     for i in range(len(values["sync.correlation"])):
         results = {}
@@ -87,6 +92,22 @@ def test_what_is_not_the_same_is_not_compared(tmp_path: Path, noise: np.ndarray)
         compare(CompareConfig(a, scored(tmp_path / "c", {"sync.correlation": noise.tolist()}, suite="s2")))
 
 
+def test_what_is_not_judged_says_why(tmp_path: Path, noise: np.ndarray) -> None:
+    a = scored(tmp_path / "a", {"sync.correlation": noise.tolist()}, without="picture.flicker", sets=["clap.mmd"])
+    b = scored(tmp_path / "b (=1)", {"sync.correlation": noise.tolist()}, sets=["clap.mmd"])
+    assert compare(CompareConfig(a, b)).left_out == {
+        "picture.flicker": "the baseline was not scored by it",
+        "clap.mmd": "a distance between sets has no value for each prompt: see both summaries",
+    }
+    assert compare(CompareConfig(a, b, metrics=("file.fps",))).left_out == {"file.fps": "it has no better direction"}
+    with pytest.raises(ValueError, match=r"metrics='clip': neither folder"):
+        compare(CompareConfig(a, b, metrics=("clip",)))
+    with pytest.raises(ValueError, match="resamples=1 must be at least 100"):
+        CompareConfig(a, b, resamples=1)
+    assert main(["eval", "compare", str(b), str(a)]) == 0  # whatever a folder is called
+    assert main(["eval", "compare", str(b), f"baseline={a}"]) == 0
+
+
 def test_the_command_prints_a_verdict_and_writes_its_figures(
     tmp_path: Path, noise: np.ndarray, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +116,10 @@ def test_the_command_prints_a_verdict_and_writes_its_figures(
     assert main(["eval", "compare", str(a), str(a), "metrics=[sync]", f"out={tmp_path / 'o.json'}"]) == 0
     assert "indistinguishable" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "o.json").read_text())["differences"]) == {"sync.correlation", "sync.offset_s"}
-    for words, said in ((["compare", str(a)], "candidate"), (["compare", str(a), str(tmp_path)], "no summary.json")):
+    for words, said in (
+        (["compare", str(a)], "candidate"),
+        (["compare", str(a), str(tmp_path)], "no summary.json"),
+        (["compare", str(a), str(a), str(a)], "two folders are compared"),
+    ):
         assert main(["eval", *words]) == 2
         assert said in capsys.readouterr().err

@@ -188,17 +188,52 @@ def test_missing_weights_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> 
     asked = []
 
     class Absent:
+        error: Exception = OSError("no route")
+
         @classmethod
         def from_pretrained(cls, place: str, **options: object) -> None:
             asked.append(place)
-            raise OSError("no route")
+            raise cls.error
 
     monkeypatch.setattr(transformers, "AbsentModel", Absent, raising=False)
-    source = Source("clip", "nobody/nothing", "cpu", "")
-    for _ in range(2):
-        with pytest.raises(Skipped, match=r"weights\.clip=FOLDER, or fetch it: no route"):
-            source.load("AbsentModel")
-    assert len(asked) == 1
+    for place, error in (("nobody/nothing", Absent.error), ("on/no-gpu", RuntimeError("no route to a GPU"))):
+        monkeypatch.setattr(Absent, "error", error)
+        for _ in range(2):
+            with pytest.raises(Skipped, match=r"weights\.clip=FOLDER, or fetch it: no route"):
+                Source("clip", place, "cpu", "").load("AbsentModel")
+    assert asked == ["nobody/nothing", "on/no-gpu"]
+
+
+def test_weights_of_another_class_are_not_filled_up_at_random(weights: dict[str, str], tmp_path: Path) -> None:
+    """transformers draws what a file lacks, and only warns."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+    config = ASTConfig.from_pretrained(weights["ast"])
+    tiny.saved(tmp_path / "headless", ASTModel(config), ASTFeatureExtractor.from_pretrained(weights["ast"]))
+    found = measure(metric("ast.kl", {"ast": str(tmp_path / "headless")}), take_of(0))
+    assert found.status == "skipped"
+    assert "weights of ASTForAudioClassification, classifier." in found.reason
+    assert measure(metric("ast.kl", weights), take_of(0)).status == "ok"
+
+
+def test_a_fused_clap_hears_a_long_sound_always_alike(tmp_path: Path) -> None:
+    """Of several chunks its extractor would call one drawn at random the long one."""
+    clap = metric("clap.text_audio", {"clap": str(tiny.clap(tmp_path, fused=True))})
+    found = []
+    for seed in range(4):
+        np.random.seed(seed)  # noqa: NPY002  # what the extractor draws from
+        found.append(measure(clap, take_of(0)))
+    assert found[0].extras["chunks"] == 2
+    assert len({result.value for result in found}) == 1
+
+
+def test_a_network_that_comes_in_a_wheel_is_known_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("speech.activity", "speech.dnsmos_ovrl", "whisper.wer", "sync.compat_av_align_javisbench")
+    before = [metric(name, {}).definition.hash for name in names[:3]]
+    for module in ("speech", "transcript"):
+        monkeypatch.setattr(f"eval.metrics.{module}.versions", lambda *packages: dict.fromkeys(packages, "99"))
+    assert all(metric(name, {}).definition.hash != old for name, old in zip(names[:3], before, strict=True))
+    assert {"librosa", "opencv-python-headless"} <= metric(names[3], {}).definition.parameters.keys()
 
 
 def test_windows_follow_their_definition() -> None:
@@ -398,6 +433,9 @@ def test_strict_licences_refuse_what_forbids_commerce() -> None:
     refused = measure(metric("imagebind.audio_video", plug), take_of(0), strict_licence=True)
     assert refused.status == "skipped"
     assert "CC BY-NC-SA" in refused.reason
+    ours, theirs = (metric("videomae.mmd", where).definition.needs for where in ({}, {"videomae": "my/weights"}))
+    assert (ours.commercial, ours.licence) == (False, "CC BY-NC 4.0")
+    assert theirs.commercial  # as far as avgen can know
     assert measure(metric("imagebind.audio_video", plug), take_of(0)).status == "ok"
     assert measure(metric("synchformer.desync_s", plug), take_of(0), strict_licence=True).status == "ok"
 

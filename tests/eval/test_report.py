@@ -131,6 +131,26 @@ def test_wrong_input_names_the_key(runs: tuple[Path, Path], tmp_path: Path) -> N
     (tmp_path / "results.jsonl").write_text((runs[1] / "results.jsonl").read_text())
     with pytest.raises(ValueError, match="different suites"):
         main([str(runs[0]), str(tmp_path)])
+    summary["suite"] = json.loads((runs[0] / "summary.json").read_text())["suite"]
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, "schema": 1}))
+    with pytest.raises(ValueError, match=r"schemas \['1', '2'\]: their clips were read otherwise"):
+        main([str(runs[0]), str(tmp_path)])
+    with pytest.raises(ValueError, match="resamples=1 must be at least 100"):
+        main([str(runs[0]), "resamples=1"])
+
+
+def test_a_folder_may_be_called_anything(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    named = tmp_path / "1500 (a=b), c"
+    named.symlink_to(runs[0])
+    assert main([str(named), f"out={tmp_path / 'page.html'}"]) == 0
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_where_nothing_applies_there_is_no_coverage(made: Path) -> None:
+    summary = data_of(made)["runs"][0]["summary"]
+    none = [s for s in summary.values() if s["n"] + s["n_failed"] + s["n_skipped"] == 0]
+    assert none
+    assert {s["coverage"] for s in none} == {None}
 
 
 @pytest.fixture(scope="module")

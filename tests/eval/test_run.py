@@ -21,8 +21,10 @@ from avgen.data.toybox import ToyboxConfig, parse, render_facts
 from avgen.types import Clip
 from eval import registry, run
 from eval.config import EvalConfig
+from eval.metric import Result
+from eval.pool import Died
 from eval.record import Prompt
-from eval.score import Scored, Scorer
+from eval.score import Scored, Scorer, plain
 from eval.suites import read_suite
 from eval.take import Take
 from tests.conftest import ROOT
@@ -332,6 +334,21 @@ def test_a_real_clip_stands_in_the_reference_once(shaded: EvalConfig) -> None:
     assert found["references"] == 2
 
 
+def test_a_real_clip_that_one_worker_lost_counts_where_another_has_it(
+    shaded: EvalConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = run.spread
+
+    def losing(work: Any, tasks: Any, workers: int) -> Any:
+        for at, scored in spread(work, tasks, workers):
+            job = tasks[at][0]
+            yield at, Died("the process was killed") if (job.prompt.id, job.seed) == ("b", 1) else scored
+
+    monkeypatch.setattr(run, "spread", losing)
+    found = run.evaluate(shaded)["sets"]["shades.gap"]
+    assert (found["n"]["ok"], found["n"]["failed"], found["references"]) == (3, 1, 2)
+
+
 def test_a_set_tells_of_the_real_clips_that_it_lacks(shaded: EvalConfig, tmp_path: Path) -> None:
     (tmp_path / "b_real.mp4").unlink()
     found = run.evaluate(shaded)["sets"]["shades.gap"]
@@ -345,6 +362,22 @@ def test_a_strict_licence_refuses_what_is_in_the_cache_too(shaded: EvalConfig) -
     strict = run.evaluate(replace(shaded, strict_licence=True))["metrics"]["shades.closed"]["n"]
     assert (strict["ok"], strict["skipped"]) == (0, 4)
     assert run.evaluate(shaded)["metrics"]["shades.closed"]["n"]["ok"] == 4
+
+
+def test_a_ceiling_belongs_to_the_world_that_drew_it(toys: Path, tmp_path: Path) -> None:
+    plan = run.planned(config(toys, tmp_path, metrics=("toybox",)))
+
+    def ceilings(mark: str) -> set[str]:
+        return {cell.key for cell in replace(plan.scorer, ideal_mark=mark).cells(plan.jobs[0]) if "ceiling" in cell.key}
+
+    assert plan.suite.ideal_mark
+    assert ceilings("1")
+    assert not ceilings("1") & ceilings("2")
+
+
+def test_no_confidence_at_all_is_said() -> None:
+    assert plain(Result(0.5, confidence=0.0)) == {"value": 0.5, "status": "ok", "confidence": 0.0}
+    assert plain(Result(0.5)) == {"value": 0.5, "status": "ok"}
 
 
 def test_two_runs_that_share_a_cache_keep_each_others_results(tmp_path: Path) -> None:

@@ -123,3 +123,8 @@ def test_event_sync_notices_one_frame() -> None:
     assert [check for check in found.checks if not check.passed] == []
     (table,) = found.tables
     assert table.limit == 62.5  # one frame at 16 fps
+
+
+def test_a_distance_between_sets_cannot_be_tried_with_faults() -> None:
+    with pytest.raises(ValueError, match=r"metrics=\['videomae'\]: none of them measures single clips"):
+        tried(SelftestConfig(metrics=("videomae",)))

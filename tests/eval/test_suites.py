@@ -92,6 +92,8 @@ def test_vabench_reads_a_folder_of_categories(tmp_path: Path) -> None:
         ("audio", "Does a bird sing?"),
     }
     assert suite.axes == {"category": ("animals", "music"), "dimension": ("x",)}
+    one = read_suite("vabench", written(tmp_path, "one.json", [{**entry, "auxiliary_info_audio": "Does a bird sing?"}]))
+    assert len(one.prompts[0].checklist) == 2  # one question is not a list of letters
 
 
 def test_t2av_compass(tmp_path: Path) -> None:
@@ -112,6 +114,26 @@ def test_t2av_compass(tmp_path: Path) -> None:
         ("video/attribute", "Is it red?", "yes"),
         ("audio", "Rain?", "no"),
     ]
+
+
+@pytest.mark.parametrize(("said", "read"), [(True, "yes"), (False, "no"), ("True", "yes"), ("No", "no"), ("red", None)])
+def test_answers_of_a_checklist_are_yes_or_no(tmp_path: Path, said: object, read: str | None) -> None:
+    """What is not yes would be counted as no."""
+    entry = {"index": 1, "prompt": "p", "checklist_info": [{"question": "Rain?", "answer": said}]}
+    file = written(tmp_path, "c.json", [entry])
+    if read is None:
+        with pytest.raises(ValueError, match=r"entry 1.*answer='red' to 'Rain\?' must be yes or no"):
+            read_suite("t2av_compass", file)
+    else:
+        assert read_suite("t2av_compass", file).prompts[0].checklist[0].answer == read
+
+
+def test_a_prompt_of_nothing_is_refused(tmp_path: Path) -> None:
+    """Where a file names its fields otherwise, every metric that reads the text would find nothing to do."""
+    with pytest.raises(ValueError, match="has no full_prompt, prompt_vision or prompt_audio; its fields are id, text"):
+        read_suite("avbench", written(tmp_path, "a.json", [{"id": 1, "text": "x"}]))
+    with pytest.raises(ValueError, match=r"set/7: has no prompt, video_prompt or audio_prompt; its fields are words"):
+        read_suite("verse_bench", written(tmp_path, "v.json", {"set": {"7": {"words": "x"}}}))
 
 
 def test_phyavbench_makes_two_prompts_of_a_pair(tmp_path: Path) -> None:
@@ -239,6 +261,10 @@ def test_prompts_of_a_suite_are_what_the_sampler_reads(tmp_path: Path) -> None:
     assert main(["eval", "prompts", "limit=5", f"out={tmp_path / 'some' / 'p.jsonl'}"]) == 0
     asked = read_requests(tmp_path / "some" / "p.jsonl", Request(""))
     assert [(r.id, r.prompt) for r in asked] == [(p.id, p.text) for p in read_suite("toybench").prompts[:5]]
+    (tmp_path / "first.png").write_bytes(b"")
+    mine = written(tmp_path, "mine.jsonl", json.dumps({"id": "a", "text": "a", "first_frame": "first.png"}))
+    write_prompts(PromptsConfig(tmp_path / "m.jsonl", "plain", mine))
+    assert read_requests(tmp_path / "m.jsonl", Request(""))[0].image == tmp_path / "first.png"
     entry = {"video_prompt": "A man.", "audio_prompt": ["a voice"]}
     suite = written(tmp_path, "verse.json", {"set": {"7": entry}})
     with pytest.raises(ValueError, match="suite=verse_bench: the id 'set/7' names a folder"):
@@ -286,6 +312,23 @@ def test_clips_are_found_by_the_samplers_manifest(tmp_path: Path) -> None:
     (clips / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"id": "a", "se')
     found = [(one.prompt, one.seed, one.path and one.path.name) for one in find_clips(clips, suite)]
     assert found == [("a", 0, "x2.mp4"), ("b", 5, "x1.mp4"), ("set/c", 0, None)]
+
+
+def test_places_in_another_file_are_not_this_files_prompts(tmp_path: Path) -> None:
+    """A row more at the top, and every clip would be scored against its neighbour's prompt."""
+    suite = read_suite("plain", written(tmp_path, "s.csv", "text\nA\nB\n"))
+    clips = touched(tmp_path / "clips", "x.mp4")
+
+    def made_of(name: str, prompt: str) -> None:
+        (clips / "manifest.jsonl").write_text(json.dumps({"id": name, "file": "x.mp4", "prompt": prompt}) + "\n")
+
+    made_of("00000", "A")
+    assert find_clips(clips, suite)[0].path == clips / "x.mp4"
+    made_of("00000", "B")
+    with pytest.raises(ValueError, match=r"prompt 00000 was made of 'B', and prompt 00000 is 'A'"):
+        find_clips(clips, suite)
+    made_of("a", "A, in other words")  # an id that somebody gave stands for the prompt, however it was put
+    assert find_clips(clips, small_suite(tmp_path))[0].path == clips / "x.mp4"
 
 
 def test_a_folder_without_the_suites_clips_says_how_they_are_found(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def clip(folder: Path) -> Path:
     return saved(folder, CLIPModel(config), CLIPProcessor(image_processor=images, tokenizer=tokenizer))
 
 
-def clap(folder: Path) -> Path:
+def clap(folder: Path, fused: bool = False) -> Path:
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizer
 
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def clap(folder: Path) -> Path:
         hop_length=160,
         max_length_s=1,
         fft_window_size=512,
-        truncation="rand_trunc",
+        truncation="fusion" if fused else "rand_trunc",
     )
     config = ClapConfig(
         text_config={**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, "projection_dim": 8},
@@ -72,7 +72,7 @@ def clap(folder: Path) -> Path:
             "patch_stride": [4, 4],
             "num_hidden_layers": 2,
             "projection_dim": 8,
-            "enable_fusion": False,
+            "enable_fusion": fused,
         },
         projection_dim=8,
     )

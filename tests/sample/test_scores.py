@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.world import render_facts
@@ -168,6 +170,13 @@ def test_a_crew_makes_and_reads_the_same_clips(tmp_path):
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one.clip.audio, other.clip.audio, atol=1e-4)
         assert np.abs(one.clip.video.astype(int) - other.clip.video).max() <= 1
+
+
+def test_a_crew_is_of_processors(tmp_path):
+    """On an accelerator its processes would make the clips on the CPU, at another precision."""
+    pipe = SimpleNamespace(model=SimpleNamespace(device=torch.device("cuda")))
+    with pytest.raises(ValueError, match="processes=2: on cuda one process makes the clips"), crew(tmp_path, pipe, 2):
+        pass
 
 
 def test_two_clips_of_a_caption_are_drawn_together(varied):

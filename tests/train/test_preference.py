@@ -39,6 +39,10 @@ CHOICES = [
     PreferenceConfig(margin="per_modality", kind="ipo", beta_video=5.0, beta_audio=3.0, anchor=0.5),
     PreferenceConfig(kind="ipo", beta_video=5.0, beta_audio=0.0),
 ]
+MIXTURES = [
+    PreferenceConfig(kind="nft", beta_video=0.5, beta_audio=0.2, anchor=0.0),
+    PreferenceConfig(kind="nft", beta_video=1.0, beta_audio=0.0, anchor=0.3),
+]
 
 
 def sigmoid(x):
@@ -92,6 +96,29 @@ def by_hand(outputs, expected, drawn, config):
     return loss, gradients
 
 
+def mixed_by_hand(outputs, expected, drawn, config):
+    """The same of kind=nft."""
+    betas = {"video": config.beta_video, "audio": config.beta_audio}
+    pairs = drawn.clean.size // 2
+    gradients = {m: torch.zeros(outputs[m].shape, dtype=torch.float64) for m in outputs}
+    loss = 0.0
+    for m, row in product(outputs, range(2 * pairs)):
+        clean, noise = getattr(drawn.clean, m), getattr(drawn.noise, m)
+        weight, other = clean.weight[row].double(), clean.weight[row ^ 1]
+        target = noise[row].double() - clean.x[row].double()
+        now, before = outputs[m][row].double(), expected[m][row].double()
+        share = weight[:, None] / max(float(weight.sum()), 1.0) / clean.x.shape[2] / pairs
+        if betas[m] and weight.sum() and other.sum():
+            beta = -betas[m] if row % 2 else betas[m]
+            mixed = (1 - beta) * before + beta * now
+            loss += float((share * (mixed - target) ** 2).sum()) / betas[m]
+            gradients[m][row] += 2 * share * (mixed - target) * (-1 if row % 2 else 1)
+        if row % 2 == 0:
+            loss += config.anchor * float((share * (now - target) ** 2).sum())
+            gradients[m][row] += config.anchor * 2 * share * (now - target)
+    return loss, gradients
+
+
 def drawn_pairs(tmp_path, pairs=6, **changes):
     settings = config(tmp_path, **changes)
     return draw(Pairs().batch(range(2 * pairs)), settings, 3, range(2 * pairs))
@@ -100,9 +127,13 @@ def drawn_pairs(tmp_path, pairs=6, **changes):
 def test_what_a_kind_of_loss_has_no_use_for_is_refused():
     with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of kind=sigmoid"):
         PreferenceConfig(kind="ipo", label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is of kind=sigmoid: nft"):
+        PreferenceConfig(kind="nft", beta_video=0.5, beta_audio=0.5, label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"beta_video=3000\.0 .* at most 1"):
+        PreferenceConfig(kind="nft")
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{c.margin}-{c.kind}-{c.label_smoothing}")
+@pytest.mark.parametrize("choice", CHOICES + MIXTURES, ids=lambda c: f"{c.margin}-{c.kind}-{c.beta_audio}")
 def test_loss_and_gradients_equal_the_equation_in_float64(tmp_path, choice):
     """With pairs of which the picture, or the sound, is masked."""
     drawn = drawn_pairs(tmp_path)
@@ -117,10 +148,11 @@ def test_loss_and_gradients_equal_the_equation_in_float64(tmp_path, choice):
     learn = Preference(choice, FlowConfig(), frozen_copy(lambda noisy: Velocity(**expected)))
     learned = learn(lambda noisy: Velocity(**outputs), drawn, Whole({}, drawn.clean.size, {}))
     learned.loss.backward()
-    loss, gradients = by_hand({m: v.detach() for m, v in outputs.items()}, expected, drawn, choice)
+    reckoned = mixed_by_hand if choice.kind == "nft" else by_hand
+    loss, gradients = reckoned({m: v.detach() for m, v in outputs.items()}, expected, drawn, choice)
     assert learned.loss.item() == pytest.approx(loss, rel=1e-4)
     for m, gradient in gradients.items():
-        assert gradient.abs().max() > 0
+        assert gradient.abs().max() > 0 or choice.beta(m) == 0
         # the margins are differences of float32 errors multiplied by up to thousands
         torch.testing.assert_close(outputs[m].grad.double(), gradient, rtol=5e-3, atol=2e-4 * gradient.abs().max())
 
