@@ -22,7 +22,7 @@ class TowerConfig:
     heads: int  # of its attentions, width / heads channels each
     depth: int  # layers
     mlp_ratio: float = 4.0  # of the MLP's hidden width to width
-    clock: Clock = field(default_factory=Clock)  # how self-attention counts time
+    clock: Clock = field(default_factory=Clock)  # how self-attention counts time; coupling=joint: video's for both
     space: Space = field(default_factory=Space)  # video only
     text_norm: bool = True  # layer norm before attention to the caption
     anchored: bool = False  # tokens know how far they are from the clip's ends and edges, not only from each other
