@@ -298,9 +298,12 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """torch.compile every block, once per shape of batch and for at most `max_shapes` of them."""
         compile_blocks(self, max_shapes)
 
-    def set_attention(self, backend: str) -> None:
-        """Another attention backend for towers, bridge and captions, checked against the model's device."""
-        backend = choose(backend, self.device)
+    def set_attention(self, backend: str, half: bool = True) -> None:
+        """Another attention backend for towers, bridge and captions, checked against the model's device.
+
+        half: whether the work is in half precision
+        """
+        backend = choose(backend, self.device, half)
         for module in self.modules():
             if isinstance(module, Attention | ByteLayer):
                 module.backend = backend

@@ -84,6 +84,12 @@ def test_another_kernel_is_said_everywhere(tmp_path: Path) -> None:
     assert {model.spec.attention, AVTransformer.from_pretrained(tmp_path).spec.attention} == {"math"}
 
 
+def test_a_kernel_of_half_precision_is_refused_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AVTransformer, "device", torch.device("cuda"))
+    with pytest.raises(ValueError, match="attention=cudnn works in half precision alone"):
+        factory.model().set_attention("cudnn", half=False)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     factory.model().save_pretrained(tmp_path)
