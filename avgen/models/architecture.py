@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from avgen.config import at_least_one
+from avgen.config import at_least_one, build
 from avgen.models.attention import BACKENDS
 from avgen.models.rope import Clock, Space
 
@@ -142,19 +142,5 @@ class ModelConfig:
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> ModelConfig:
         """The config back from plain values, as a checkpoint's config.json holds them."""
-
-        def tower(values: Mapping[str, Any] | None) -> TowerConfig | None:
-            if values is None:
-                return None
-            return TowerConfig(**{**values, "clock": Clock(**values["clock"]), "space": Space(**values["space"])})
-
-        bridge = dict(saved["bridge"])
-        at = None if bridge["at"] is None else tuple(bridge["at"])
-        return cls(
-            video=tower(saved["video"]),
-            audio=tower(saved["audio"]),
-            text=TextConfig(**saved["text"]),
-            bridge=BridgeConfig(**{**bridge, "at": at, "clock": Clock(**bridge["clock"])}),
-            coupling=saved["coupling"],
-            attention=saved["attention"],
-        )
+        ours = {name: value for name, value in saved.items() if not name.startswith("_")}  # the rest is diffusers'
+        return build(cls, ours)
