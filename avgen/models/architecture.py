@@ -139,6 +139,11 @@ class ModelConfig:
             return False
         return self.bridge.at is None or stage in self.bridge.at
 
+    @property
+    def bridges(self) -> int:
+        """How many stages have one."""
+        return sum(self.bridged(stage) for stage in range(self.stages))
+
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> ModelConfig:
         """The config back from plain values, as a checkpoint's config.json holds them."""

@@ -175,9 +175,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         towers = {m: Tower(tower, spec.text, m) for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         widths = {m: tower.width for m, tower in spec.towers.items()}
-        coupled = spec.coupling == "cross" and len(widths) == 2
         self.bridge_levels = nn.ModuleDict(  # type: ignore[assignment]
-            {m: BridgeLevels(widths[m], widths[PARTNER[m]]) for m in widths} if coupled else {}
+            {m: BridgeLevels(widths[m], widths[PARTNER[m]]) for m in widths} if spec.bridges else {}
         )
         self.blocks = nn.ModuleList(build_block(spec, i) for i in range(spec.stages))  # type: ignore[assignment]
         self.initialise()
@@ -253,7 +252,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> dict[str, Context]:
         """What every block reads, computed once, in float32; `mine` are the streams' tokens here."""
         bridge: dict[str, BridgeContext] = {}
-        if len(streams) == 2 and self.spec.coupling == "cross":
+        if len(streams) == 2 and self.bridge_levels:
             clock, channels = self.spec.bridge.clock, self.spec.bridge.head_dim
             mean = {m: self.towers[m].levels(mean_level(s)[:, None])[:, 0] for m, s in streams.items()}
             for m, s in mine.items():

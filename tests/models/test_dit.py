@@ -280,6 +280,15 @@ def test_every_parameter_gets_a_gradient():
         assert silent == []
 
 
+def test_without_a_bridge_nothing_of_it_is_left_to_wait_for_a_gradient():
+    """DDP stops at the second step where a parameter had no gradient in the first."""
+    net = model("cross", bridge=BridgeConfig(2, 16, at=()))
+    mixed = replace(batch(), video_text=replace(batch().video_text, dropped=torch.tensor([True, False])))
+    out = net(mixed)
+    (out.video.square().sum() + out.audio.square().sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize(("coupling", "local"), [*((c, False) for c in COUPLINGS), ("cross", True), ("joint", True)])
 @pytest.mark.parametrize("mode", ["full", "keep_attention"])
 def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, local, mode):
