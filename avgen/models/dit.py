@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -284,6 +284,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def set_checkpointing(self, mode: Checkpointing) -> None:
         """Recompute activations in the backward pass: not at all, all of them, or all but attention's outputs."""
+        if mode not in get_args(Checkpointing):
+            raise ValueError(f"checkpointing={mode!r} must be one of {', '.join(get_args(Checkpointing))}")
         for block in self.blocks:
             block.checkpointing = mode
 

@@ -305,6 +305,11 @@ def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, local,
         assert (kept - again).abs().max() <= 2e-6 * kept.abs().max()
 
 
+def test_a_way_to_checkpoint_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="checkpointing='ful' must be one of none, full, keep_attention"):
+        model("none").set_checkpointing("ful")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("coupling", ["cross", "joint"])
 @pytest.mark.parametrize("mode", ["none", "keep_attention"])
