@@ -21,12 +21,13 @@ from rich.table import Table
 from avgen import __version__, command
 from avgen.config import at_least_one
 from avgen.flow import losses, noised
+from avgen.models.attention import choose
 from avgen.models.checkpointing import Checkpointing
 from avgen.models.cost import BatchShape, step_cost
 from avgen.models.dit import AVTransformer
 from avgen.models.memory import memory
 from avgen.models.text import bytes_of
-from avgen.plan import AUDIO_CODECS, VIDEO_CODECS, PlanConfig, codec_names, counted
+from avgen.plan import PlanConfig, batch_of, counted, picture_of, sound_of
 from avgen.rate import DTYPES, MATMUL_FLOPS, matmul, synchronize, timed
 from avgen.tasks import I2AV, T2AV, V2A, assign
 from avgen.train.step import in_two_levels
@@ -62,6 +63,10 @@ class BenchConfig(PlanConfig):
                 raise ValueError(
                     f"{name} means nothing to avgen bench, which times steps on this machine: leave it out"
                 )
+
+    @property
+    def half(self) -> bool:
+        return self.dtype != "fp32"
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,13 @@ def random_batch(config: BenchConfig) -> Batch:
         text = bytes_of(["x" * (config.caption_tokens - 1)] * samples, config.caption_tokens)
     else:
         text = Text.of(torch.randn(samples, config.caption_tokens, model.text.width))
-    names = codec_names(config)
+    picture, sound = picture_of(config), sound_of(config)
     video = audio = None
-    if "video" in names:
-        picture = config.video_codec or VIDEO_CODECS[names["video"]]
+    if picture is not None:
         steps = picture.time.steps(round(config.duration_s * config.fps))
         rows, columns = config.height // picture.space_stride, config.width // picture.space_stride
         video = picture.stream(torch.randn(samples, picture.channels, steps, rows, columns), config.fps)
-    if "audio" in names:
-        sound = config.audio_codec or AUDIO_CODECS[names["audio"]]
+    if sound is not None:
         steps = sound.time.steps(round(config.duration_s * sound.sample_rate_hz))
         audio = sound.stream(torch.randn(samples, sound.channels, steps))
     batch = Batch(video, audio, text, text)
@@ -124,7 +127,7 @@ def measure(config: BenchConfig, variant: Variant, device: torch.device, console
     torch.compiler.reset()
     with torch.device(device):
         model = AVTransformer.of(config.model)
-    model.set_attention(variant.attention)
+    model.set_attention(variant.attention, config.half)
     model.set_checkpointing(variant.checkpointing)
     if variant.compiled:
         model.compile_blocks(max_shapes=1)
@@ -195,6 +198,9 @@ def variants(config: BenchConfig) -> Iterator[Variant]:
 
 def run(config: BenchConfig, console: Console) -> list[Measurement]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch_of(config)  # refuses a size that is not whole tokens
+    for attention in config.attentions:  # before the first is timed
+        choose(attention, device, config.half)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     about = f"{machine}, torch {torch.__version__}, {config.dtype}, {config.batch} x {config.height} x {config.width}, "
     table = Table(title=f"{about}{config.duration_s:g} s at {config.fps:g} fps", title_justify="left")

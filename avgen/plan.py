@@ -99,7 +99,7 @@ class PlanConfig:
     device: Literal["h200", "h100", "a100", "here"] = "h200"  # here = time a matrix product on this machine
     device_tflops: float | None = None  # matrix products per second, in place of the device's
     efficiency: float | None = None  # share of that rate a step reaches; null: 0.4 of a GPU, 0.18 of a CPU
-    sizes: bool = False  # one line per size (256p, 480p, 720p; 5 and 10 s) instead of one plan
+    sizes: bool = False  # one line per size (256p, 480p, 720p in whole tokens; 5 and 10 s) instead of one plan
 
     def __post_init__(self) -> None:
         for name in ("duration_s", "fps", "batch", "caption_tokens", "levels", "shard", "context"):
@@ -163,16 +163,27 @@ def codec_names(config: PlanConfig) -> dict[str, str]:
     return names
 
 
+def picture_of(config: PlanConfig) -> VideoGeometry | None:
+    """The codec that the picture's tokens are counted by; None without a tower for them."""
+    name = codec_names(config).get("video")
+    return None if name is None else config.video_codec or VIDEO_CODECS[name]
+
+
+def sound_of(config: PlanConfig) -> AudioGeometry | None:
+    """Likewise of the sound's."""
+    name = codec_names(config).get("audio")
+    return None if name is None else config.audio_codec or AUDIO_CODECS[name]
+
+
 def batch_of(config: PlanConfig) -> BatchShape:
     """The batch that the configuration describes."""
-    names = codec_names(config)
+    picture, sound = picture_of(config), sound_of(config)
     video = audio = None
-    if "video" in names:
-        picture = config.video_codec or VIDEO_CODECS[names["video"]]
+    if picture is not None:
         count = video_tokens(picture, config.height, config.width, config.duration_s, config.fps)
         video = StreamShape(count, config.levels, config.ragged)
-    if "audio" in names:
-        count = audio_tokens(config.audio_codec or AUDIO_CODECS[names["audio"]], config.duration_s)
+    if sound is not None:
+        count = audio_tokens(sound, config.duration_s)
         audio = StreamShape(count, config.levels, config.ragged)
     return BatchShape(config.batch, video, audio, config.caption_tokens)
 
@@ -345,9 +356,12 @@ def sizes_table(config: PlanConfig, rate: Rate) -> Table:
 
 
 def resized(config: PlanConfig) -> Iterator[PlanConfig]:
+    """Every size that is tabled, of whole tokens: 720 is no multiple of 32."""
+    picture = picture_of(config)
+    side = 1 if picture is None else picture.pixels_per_token
     for height, width in SIZES:
         for duration_s in DURATIONS_S:
-            yield replace(config, height=height, width=width, duration_s=duration_s)
+            yield replace(config, height=height // side * side, width=width // side * side, duration_s=duration_s)
 
 
 def _right(table: Table, *columns: int) -> Table:

@@ -35,3 +35,14 @@ def test_each_way_is_said_as_it_is_measured_and_kept(tmp_path, capsys):
 def test_counts_that_measure_nothing_are_refused(wrong, capsys):
     assert command.run(bench.main, [*QUICK, wrong]) == command.USER_ERROR
     assert wrong in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [("height=20", "height=20 must be a multiple of"), ("attentions=[sdpa,cudnn]", "attention=cudnn")],
+)
+def test_what_cannot_be_timed_is_refused_before_anything_is(wrong, says, capsys):
+    assert command.run(bench.main, [*QUICK, wrong]) == command.USER_ERROR
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.out == ""

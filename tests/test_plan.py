@@ -153,6 +153,13 @@ def test_a_codec_can_be_described() -> None:
     assert video.tokens == 21 * 30 * 52
 
 
+def test_the_sizes_are_whole_tokens_of_every_codec() -> None:
+    """Wan 2.2's, of 32 pixels: 720 is no multiple."""
+    codec = "video_codec={channels: 48, time: {stride: 4, first: 1}, space_stride: 16, patch: 2}"
+    said = printed("sizes=true", "model.video.channels=192", codec)
+    assert set(re.findall(r"\d+ x \d+", said)) == {"256 x 448", "480 x 832", "704 x 1280"}
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

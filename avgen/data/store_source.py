@@ -234,6 +234,24 @@ def held_out(files: Sequence[str], share: float) -> np.ndarray:
     return np.array([uniform_of("held out", file) < share for file in files], dtype=bool)
 
 
+def cut_captions(stores: Sequence[Store], max_bytes: int) -> tuple[int, int]:
+    """How many captions a model that reads so many bytes does not read to their end, and the bytes of the longest.
+
+    None of a store with features: its encoder cut them, and said so.
+    """
+    lengths = [
+        len(caption.encode())
+        for store in stores
+        if store.header.text_width is None
+        for batch in store.dataset.to_batches(columns=["captions"])
+        for told in batch["captions"].to_pylist()
+        if len(told.encode()) > max_bytes  # a list as JSON is longer than what it holds, and most need not be parsed
+        for caption in json.loads(told)
+    ]
+    cut = [length for length in lengths if length >= max_bytes]  # a mark of the beginning takes one
+    return len(cut), max(cut, default=0)
+
+
 def check_alike(stores: Sequence[Store]) -> None:
     """Stores of a mix must speak of the same latents and captions."""
     first = stores[0]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from avgen.config import at_least_one
+from avgen.config import at_least_one, build
 from avgen.models.attention import BACKENDS
 from avgen.models.rope import Clock, Space
 
@@ -22,7 +22,7 @@ class TowerConfig:
     heads: int  # of its attentions, width / heads channels each
     depth: int  # layers
     mlp_ratio: float = 4.0  # of the MLP's hidden width to width
-    clock: Clock = field(default_factory=Clock)  # how self-attention counts time
+    clock: Clock = field(default_factory=Clock)  # how self-attention counts time; coupling=joint: video's for both
     space: Space = field(default_factory=Space)  # video only
     text_norm: bool = True  # layer norm before attention to the caption
     anchored: bool = False  # tokens know how far they are from the clip's ends and edges, not only from each other
@@ -139,22 +139,13 @@ class ModelConfig:
             return False
         return self.bridge.at is None or stage in self.bridge.at
 
+    @property
+    def bridges(self) -> int:
+        """How many stages have one."""
+        return sum(self.bridged(stage) for stage in range(self.stages))
+
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> ModelConfig:
         """The config back from plain values, as a checkpoint's config.json holds them."""
-
-        def tower(values: Mapping[str, Any] | None) -> TowerConfig | None:
-            if values is None:
-                return None
-            return TowerConfig(**{**values, "clock": Clock(**values["clock"]), "space": Space(**values["space"])})
-
-        bridge = dict(saved["bridge"])
-        at = None if bridge["at"] is None else tuple(bridge["at"])
-        return cls(
-            video=tower(saved["video"]),
-            audio=tower(saved["audio"]),
-            text=TextConfig(**saved["text"]),
-            bridge=BridgeConfig(**{**bridge, "at": at, "clock": Clock(**bridge["clock"])}),
-            coupling=saved["coupling"],
-            attention=saved["attention"],
-        )
+        ours = {name: value for name, value in saved.items() if not name.startswith("_")}  # the rest is diffusers'
+        return build(cls, ours)

@@ -133,6 +133,11 @@ def graft_wan(
             f"the audio tower reads {given.text.kind} captions of width {given.text.width}, Wan's {config.text.width} "
             "features wide ones: both towers need one text encoder. Train the audio tower on Wan's captions first"
         )
+    if given is not None and coupling == "joint":
+        raise ValueError(
+            "coupling=joint gives sound the picture's rotary positions, which an audio tower that was trained without "
+            "Wan's has never seen: take coupling=cross, or give audio as a TowerConfig"
+        )
     if copy_layers and not isinstance(audio, TowerConfig):
         raise ValueError("copy_layers=True starts a fresh audio tower: give audio as a TowerConfig")
     model = AVTransformer.of(config)

@@ -139,13 +139,13 @@ def tower_linears(m: Part, tower: TowerConfig, text_width: int) -> Iterator[Line
 
 
 def bridge_linears(config: ModelConfig) -> Iterator[Linear]:
-    if config.coupling != "cross" or len(config.towers) < 2:
+    stages = config.bridges
+    if not stages:
         return
     inner = config.bridge.heads * config.bridge.head_dim
     for m, tower in config.towers.items():
         partner, d = PARTNER[m], tower.width
         other = config.towers[partner].width
-        stages = bridged_stages(config)
         levels = partial(Linear, "bridge", "levels", target=d, rows="samples", in_block=False, autocast=False)
         yield levels(source=d, target=5 * d, rows=f"{m} bridge levels")
         yield levels(source=other)
@@ -173,10 +173,6 @@ def linears(config: ModelConfig) -> Iterator[Linear]:
     yield from caption_linears(config)
 
 
-def bridged_stages(config: ModelConfig) -> int:
-    return sum(config.bridged(stage) for stage in range(config.stages))
-
-
 def joint_stages(config: ModelConfig) -> int:
     """Stages whose self-attention spans both modalities."""
     return config.stages if config.coupling == "joint" and len(config.towers) == 2 else 0
@@ -192,7 +188,7 @@ def other_parameters(config: ModelConfig) -> Iterator[tuple[Part, int]]:
         yield TOWER[m], tower.depth * layer + 2 * d
         if config.coupling == "cross":
             inner = config.bridge.heads * config.bridge.head_dim
-            yield "bridge", bridged_stages(config) * (2 * inner + 5 * d)
+            yield "bridge", config.bridges * (2 * inner + 5 * d)
     text = config.text
     encoder = VOCABULARY + GRAM_ROWS + 4 * text.depth + 2 if text.kind == "bytes" else 0
     yield "captions", text.width * (1 + encoder)  # 1: the learned null
@@ -310,7 +306,7 @@ def attentions(config: ModelConfig, batch: BatchShape) -> Iterator[tuple[Part, W
     if across:
         # two directions; joint attention's extra pairs are the same N x M rectangle twice
         inner = config.bridge.heads * config.bridge.head_dim
-        yield "bridge", "attention across", 2 * bridged_stages(config) * across, 0, inner
+        yield "bridge", "attention across", 2 * config.bridges * across, 0, inner
         width = next(iter(config.towers.values())).width
         yield "bridge", "attention across", 2 * joint_stages(config) * across, 0, width
     if config.text.kind == "bytes":

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -175,9 +175,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         towers = {m: Tower(tower, spec.text, m) for m, tower in spec.towers.items()}
         self.towers = nn.ModuleDict(towers)  # type: ignore[assignment]
         widths = {m: tower.width for m, tower in spec.towers.items()}
-        coupled = spec.coupling == "cross" and len(widths) == 2
         self.bridge_levels = nn.ModuleDict(  # type: ignore[assignment]
-            {m: BridgeLevels(widths[m], widths[PARTNER[m]]) for m in widths} if coupled else {}
+            {m: BridgeLevels(widths[m], widths[PARTNER[m]]) for m in widths} if spec.bridges else {}
         )
         self.blocks = nn.ModuleList(build_block(spec, i) for i in range(spec.stages))  # type: ignore[assignment]
         self.initialise()
@@ -253,7 +252,7 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> dict[str, Context]:
         """What every block reads, computed once, in float32; `mine` are the streams' tokens here."""
         bridge: dict[str, BridgeContext] = {}
-        if len(streams) == 2 and self.spec.coupling == "cross":
+        if len(streams) == 2 and self.bridge_levels:
             clock, channels = self.spec.bridge.clock, self.spec.bridge.head_dim
             mean = {m: self.towers[m].levels(mean_level(s)[:, None])[:, 0] for m, s in streams.items()}
             for m, s in mine.items():
@@ -285,6 +284,8 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def set_checkpointing(self, mode: Checkpointing) -> None:
         """Recompute activations in the backward pass: not at all, all of them, or all but attention's outputs."""
+        if mode not in get_args(Checkpointing):
+            raise ValueError(f"checkpointing={mode!r} must be one of {', '.join(get_args(Checkpointing))}")
         for block in self.blocks:
             block.checkpointing = mode
 
@@ -298,9 +299,12 @@ class AVTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """torch.compile every block, once per shape of batch and for at most `max_shapes` of them."""
         compile_blocks(self, max_shapes)
 
-    def set_attention(self, backend: str) -> None:
-        """Another attention backend for towers, bridge and captions, checked against the model's device."""
-        backend = choose(backend, self.device)
+    def set_attention(self, backend: str, half: bool = True) -> None:
+        """Another attention backend for towers, bridge and captions, checked against the model's device.
+
+        half: whether the work is in half precision
+        """
+        backend = choose(backend, self.device, half)
         for module in self.modules():
             if isinstance(module, Attention | ByteLayer):
                 module.backend = backend

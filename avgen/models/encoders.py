@@ -97,7 +97,8 @@ class TransformersText:
             hundreds of times larger than the rest.
         fixed_length: every caption becomes max_length tokens and the zeros at its end count as tokens: how Wan's
             towers were trained.
-        subfolder: of a diffusers pipeline, "text_encoder"; its tokenizer is then looked for in "tokenizer".
+        subfolder: of a diffusers pipeline, "text_encoder", whose tokenizer is then looked for in "tokenizer", or
+            "text_encoder_2" with "tokenizer_2", and so on.
         """
         with in_one_line(f"the text encoder in {path}"):
             kind = AutoConfig.from_pretrained(path, subfolder=subfolder).model_type
@@ -114,7 +115,7 @@ class TransformersText:
                 f"the weights in {path} do not fit its config.json; missing or misshapen: {', '.join(wrong)}"
             )
         if tokenizer_subfolder is None:
-            tokenizer_subfolder = "tokenizer" if subfolder else ""
+            tokenizer_subfolder = f"tokenizer{subfolder.partition('text_encoder')[2]}" if subfolder else ""
         tokenizer = tokenizer_in(path, tokenizer_subfolder)
         body = model.get_submodule(family.body)
         return cls(body.to(device), tokenizer, max_length, layers, fixed_length)
@@ -152,7 +153,10 @@ class TransformersText:
         if not captions:
             raise ValueError("there are no captions to encode")
         rows = [self.tokens(caption) for caption in captions]
-        length = max(map(len, rows))
+        length, last = max(map(len, rows)), max(map(max, rows))
+        if last >= (known := self.config.vocab_size):
+            # the tokenizer may know more than it ever says of a caption: Gemma 3's has a token for pictures
+            raise ValueError(f"the tokenizer says token {last}, the encoder knows {known}: it is another encoder's")
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=self.device)
         valid = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
@@ -198,22 +202,26 @@ class TransformersText:
 
 
 def open_text(files: TextFiles, device: torch.device | str = "cpu") -> TransformersText:
-    dtype = getattr(torch, files.dtype)
-    how = (files.max_length, files.layers, files.fixed_length, dtype, device, files.subfolder)
-    return TransformersText.load(files.path, *how)
+    return TransformersText.load(
+        files.path,
+        max_length=files.max_length,
+        layers=files.layers,
+        fixed_length=files.fixed_length,
+        dtype=getattr(torch, files.dtype),
+        device=device,
+        subfolder=files.subfolder,
+    )
 
 
 def tokenizer_in(path: str | Path, subfolder: str) -> Any:
     """As tokenizer.json says; where there is only a sentencepiece model, transformers reads it by that library."""
     try:
         return AutoTokenizer.from_pretrained(path, subfolder=subfolder)
-    except (ImportError, ValueError) as refused:
-        if find_spec("sentencepiece") is not None:
-            raise
-        raise ValueError(
-            f"the tokenizer in {Path(path) / subfolder} cannot be read; if it is a sentencepiece model alone, that "
-            "library is missing: pip install -e '.[text]'"
-        ) from refused
+    except (ImportError, OSError, ValueError) as refused:
+        reason = " ".join(str(refused).split())
+        if find_spec("sentencepiece") is None:
+            reason = "if it is a sentencepiece model alone, that library is missing: pip install -e '.[text]'"
+        raise ValueError(f"the tokenizer in {Path(path) / subfolder} cannot be read: {reason}") from refused
 
 
 def unit_rms(x: Tensor) -> Tensor:

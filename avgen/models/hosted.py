@@ -74,7 +74,7 @@ def scale_of(network: Any, channels: int) -> Scale:
 class HostedCodec(ModelMixin):
     """A network of diffusers, frozen, with what its latents mean. Opened by `avgen.models.opening`."""
 
-    tile_px: int | None = None  # as it was opened: the side of the squares it works on, and the steps at once
+    tile_px: int | None = None  # the side of the squares it works on, and the steps at once; None: all
     piece_steps: int | None = None
 
     def __init__(self, network: nn.Module) -> None:
@@ -93,11 +93,16 @@ class HostedCodec(ModelMixin):
         settings = json.dumps(self.settings, sort_keys=True, default=list)
         return fingerprint_of(f"{type(self).__name__} {settings}", self.state_dict())
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """How much it works on at once, where that is not all: no part of the fingerprint, stores hold it beside."""
+        limits = {"tile_px": self.tile_px, "piece_steps": self.piece_steps}
+        return {name: value for name, value in limits.items() if value is not None}
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """A folder as diffusers would write it, and beside it how it was opened."""
         self.network.save_pretrained(folder, **options)
-        limits = {"tile_px": self.tile_px, "piece_steps": self.piece_steps}
-        opened = {"dtype": str(self.dtype).removeprefix("torch."), "patch": self.patch, **limits}
+        opened = {"dtype": str(self.dtype).removeprefix("torch."), "patch": self.patch, **self.limits}
         (Path(folder) / OPENED).write_text(json.dumps(opened))
 
     @property

@@ -46,6 +46,7 @@ class HostedAudioCodec(HostedCodec):
         known = [max(reach.before, reach.after) for reach in reaches if reach is not None]
         around = max(known) if len(known) == 2 else round(AROUND_S * self.geometry.sample_rate_hz)
         self.pieces = Pieces(self.geometry.time, steps, 1 - (-around // stride))
+        self.piece_steps = steps
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         super().save_pretrained(folder, **options)

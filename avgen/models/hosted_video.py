@@ -46,6 +46,11 @@ class HostedVideoCodec(HostedCodec):
     @abstractmethod
     def decode_reach(self) -> Reach | None: ...
 
+    @property
+    def least_cells(self) -> int:
+        """Along a side, for latents to be decoded."""
+        return 1
+
     def tile(self, side: int) -> None:
         """Work on squares of `side` pixels, blended where they overlap: memory no longer grows with the picture."""
         cell = self.geometry.space_stride
@@ -58,6 +63,7 @@ class HostedVideoCodec(HostedCodec):
             tile_sample_stride_height=step,
             tile_sample_stride_width=step,
         )
+        self.tile_px = side
 
     @abstractmethod
     def in_pieces(self, steps: int) -> None:
@@ -71,6 +77,9 @@ class HostedVideoCodec(HostedCodec):
         height, width = frames.shape[2:4]
         if height % side or width % side:
             raise ValueError(f"frames of {height}x{width} pixels: both must be multiples of the codec's stride, {side}")
+        least = self.least_cells * side
+        if min(height, width) < least:
+            raise ValueError(f"frames of {height}x{width} pixels: the codec decodes none of under {least} along a side")
         grid = self.geometry.time
         missing = grid.units(grid.steps(frames.shape[1])) - frames.shape[1]
         frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
@@ -154,10 +163,16 @@ class LTX2VideoCodec(HostedVideoCodec):
         span = span_of_layers(self.network.decoder, lambda: self.network.decoder(z, self._instant(z)), units)
         return Reach(0, span) if self.network.config.decoder_causal else Reach(-(-span // 2), -(-span // 2))
 
+    @property
+    def least_cells(self) -> int:
+        """A decoder that mirrors pictures at their edges needs a cell beside the last to mirror."""
+        return 2 if self.network.config.decoder_spatial_padding_mode == "reflect" else 1
+
     def in_pieces(self, steps: int) -> None:
         """Each piece with the steps around it that have a part in it."""
         reach = max(vars(self.encode_reach).values()), max(vars(self.decode_reach).values())
         self.pieces = Pieces(self.geometry.time, steps, 1 - (-max(reach) // self.geometry.time.stride))
+        self.piece_steps = steps
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         run = super().posterior
@@ -171,7 +186,25 @@ class LTX2VideoCodec(HostedVideoCodec):
         def run(part: Tensor) -> Tensor:
             return self.network.decode(part, self._instant(part)).sample
 
-        return run(z) if self.pieces is None else self.pieces.decode(run, z)
+        height, width = (cells * self.geometry.space_stride for cells in z.shape[-2:])
+        z = self._wide_enough(z)
+        x = run(z) if self.pieces is None else self.pieces.decode(run, z)
+        return x[..., :height, :width]
+
+    def _wide_enough(self, z: Tensor) -> Tensor:
+        """(B, C, T, H, W), an edge repeated where the last tile of diffusers' would be one cell wide.
+
+        A tile begins at every multiple of the step between them, also where it is all overlap.
+        """
+        cell, network = self.geometry.space_stride, self.network
+        if self.least_cells == 1 or self.tile_px is None or max(z.shape[-2:]) * cell <= self.tile_px:
+            return z
+        step = network.tile_sample_stride_height // cell
+        if (z.shape[-2] - 1) % step == 0:
+            z = torch.cat([z, z[..., -1:, :]], dim=-2)
+        if (z.shape[-1] - 1) % step == 0:
+            z = torch.cat([z, z[..., -1:]], dim=-1)
+        return z
 
     def _instant(self, z: Tensor) -> Tensor | None:
         """A decoder that also denoises is told that nothing is left to denoise."""

@@ -46,6 +46,8 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"rank={rank} must be at least 1")
+    if adapted(model):
+        raise ValueError("the model has an adapter, which a second one would turn off: fold it in with fold_lora first")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise ValueError(f"parts={unknown} are unknown: choose from {', '.join(PARTS)}, or give targets=")
@@ -163,8 +165,15 @@ def fold_lora(model: AVTransformer) -> AVTransformer:
 
     Every weight is trainable afterwards. Fold into float32 weights: bfloat16 would round the update away.
     """
-    if not adapted(model):
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not layers:
         raise ValueError("the model has no adapter to fold in")
+    off = {*getattr(model, "peft_config", {})} - {name for layer in layers for name in layer.active_adapters}
+    if off:
+        raise ValueError(
+            f"the model has adapters that are turned off ({', '.join(sorted(off))}) and would be lost: call "
+            "model.delete_adapters to leave them out, or model.set_adapter to turn them on"
+        )
     model.fuse_lora(safe_fusing=True)
     model.unload_lora()
     return model.requires_grad_(True)

@@ -158,7 +158,7 @@ def ends(config: ModelConfig, batch: BatchShape, n: Numerics) -> int:
         total += b * batch.text_of(m) * (t.width + 3 * tower.width) * n.act
         total += 4 * rows * tower.head_dim  # cosines and sines of half a head's channels each
         total += 4 * b * s.levels * (LEVEL_CHANNELS + 12 * tower.width)
-        if config.coupling == "cross" and len(batch.streams) == 2:
+        if config.bridges and len(batch.streams) == 2:
             total += 4 * rows * config.bridge.head_dim
             total += 4 * b * ((2 * s.levels + 1) * 6 * tower.width)
         total += rows * (tower.channels + tower.anchored * anchor_channels(m)) * n.act

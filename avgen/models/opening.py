@@ -66,7 +66,6 @@ def open_folder(folder: Path) -> HostedCodec:
 def _limited(files: CodecFiles, name: str) -> Any:
     """As much of a clip at once as the files say."""
     codec: Any = _hosted(files, name, HOSTS[name])
-    codec.tile_px, codec.piece_steps = files.tile_px, files.piece_steps
     if files.piece_steps is not None:
         codec.in_pieces(files.piece_steps)
     if files.tile_px is not None:

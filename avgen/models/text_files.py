@@ -12,7 +12,7 @@ class TextFiles:
     """A frozen text encoder of transformers."""
 
     path: str  # folder, or id on the hub
-    subfolder: str = ""  # of a diffusers pipeline: text_encoder
+    subfolder: str = ""  # of a diffusers pipeline: text_encoder, or text_encoder_2 with tokenizer_2 beside it
     max_length: int = 256  # tokens; longer captions are cut
     layers: tuple[int, ...] = (-1,)  # hidden states side by side: 0 the embeddings, -1 the last
     fixed_length: bool = False  # every caption padded to max_length, its zeros counted as tokens: as Wan was trained

@@ -38,7 +38,8 @@ class Latents:
     @classmethod
     def of(cls, pipeline: AVPipeline, folder: Path) -> Latents:
         parts = (pipeline.video_codec, pipeline.audio_codec, pipeline.captions)
-        mark = hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest()[:16]
+        words = [*(part.fingerprint for part in parts), *pipeline.limits]
+        mark = hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
         text = pipeline.model.spec.text
         length = text.max_length if text.kind == "bytes" else None
         return cls(folder, pipeline.video_codec.geometry, pipeline.audio_codec.geometry, mark, length)

@@ -107,6 +107,12 @@ class AVPipeline(DiffusionPipeline):
         return TransformersText(self.text_encoder, self.tokenizer, **self.config.text)
 
     @property
+    def limits(self) -> list[str]:
+        """For fingerprints, as one word: tiles and pieces of the codecs, which may give other numbers; or no word."""
+        limits = [getattr(codec, "limits", {}) for codec in (self.video_codec, self.audio_codec)]
+        return [json.dumps(limits)] if any(limits) else []
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits: a hash of everything that decides what comes out."""
         if not self._fingerprint:
@@ -122,7 +128,9 @@ class AVPipeline(DiffusionPipeline):
             for part in (self.video_codec, self.audio_codec, self.captions):
                 digest.update(part.fingerprint.encode())
             self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        if not self.limits:
+            return self._fingerprint
+        return hashlib.sha256(" ".join([self._fingerprint, *self.limits]).encode()).hexdigest()[:16]
 
     def __call__(
         self,

@@ -17,7 +17,7 @@ import torch
 from avgen.config import ConfigError, build, fingerprint
 from avgen.data.buckets import Schedule, grouped, uniform_of
 from avgen.data.store import Store, StoreError
-from avgen.data.store_source import Part, Rows, StoreSource, check_alike, mixed
+from avgen.data.store_source import Part, Rows, StoreSource, check_alike, cut_captions, mixed
 from avgen.data.stream import Order, Source
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox_source import Gaps, ToyboxSource, mixture
@@ -123,6 +123,12 @@ def of_stores(config: TrainConfig, data: StoreData) -> Reading:
     without = frozenset(() if judge is None else judge.files()[0])
     source, order, away = mixed(parts, config.batch, data.step_tokens, data.mixed_fps, config.seed, read, without)
     said = [f"{len(away)} windows are not trained on: their files are in {data.held_out}"] if without and away else []
+    cut, longest = cut_captions([part.store for part in parts], read)
+    if cut:
+        said.append(
+            f"{cut} captions are cut to the {read - 1} bytes that model.text.max_length={read} reads: the longest has "
+            f"{longest}"
+        )
     away = [row for row in away if row < parts[0].store.totals.rows]  # a mix is judged by its first store
     if judge is not None:
         check_alike([parts[0].store, judge])

@@ -282,6 +282,13 @@ def test_audio_of_other_captions_is_refused() -> None:
         graft_wan(tiny_wan(), FPS, silent)
 
 
+def test_a_trained_audio_tower_keeps_its_own_positions() -> None:
+    """Joint attention would turn its queries and keys by the video tower's clock."""
+    trained = AVTransformer.of(ModelConfig(None, audio_tower(width=40, depth=3), TextConfig("features", TEXT)))
+    with pytest.raises(ValueError, match=r"coupling=joint gives sound the picture's rotary positions"):
+        graft_wan(tiny_wan(), FPS, trained, coupling="joint")
+
+
 def test_export_refuses_what_wan_cannot_say() -> None:
     tower = TowerConfig(channels=16, width=40, heads=2, depth=1)
     with pytest.raises(ValueError, match=r"clock\.anchor=middle"):

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from avgen.compose import config_root
 from avgen.config import build
 from avgen.models import dit
-from avgen.models.architecture import COUPLINGS, ModelConfig, TextConfig
+from avgen.models.architecture import COUPLINGS, BridgeConfig, ModelConfig, TextConfig
 from avgen.models.cost import (
     LEVEL_CHANNELS,
     PARTS,
@@ -177,7 +177,14 @@ def test_the_base_video_tower_is_wans() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"text": TextConfig("features", 24)}, {"video": None}, {"audio": None}, {"local": True}]
+    "changes",
+    [
+        {"text": TextConfig("features", 24)},
+        {"video": None},
+        {"audio": None},
+        {"local": True},
+        {"bridge": BridgeConfig(2, 16, at=())},
+    ],
 )
 def test_parameters_of_other_models(changes: dict[str, object]) -> None:
     config = factory.config("cross", **changes)

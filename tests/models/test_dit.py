@@ -280,6 +280,15 @@ def test_every_parameter_gets_a_gradient():
         assert silent == []
 
 
+def test_without_a_bridge_nothing_of_it_is_left_to_wait_for_a_gradient():
+    """DDP stops at the second step where a parameter had no gradient in the first."""
+    net = model("cross", bridge=BridgeConfig(2, 16, at=()))
+    mixed = replace(batch(), video_text=replace(batch().video_text, dropped=torch.tensor([True, False])))
+    out = net(mixed)
+    (out.video.square().sum() + out.audio.square().sum()).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
 @pytest.mark.parametrize(("coupling", "local"), [*((c, False) for c in COUPLINGS), ("cross", True), ("joint", True)])
 @pytest.mark.parametrize("mode", ["full", "keep_attention"])
 def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, local, mode):
@@ -294,6 +303,11 @@ def test_checkpointing_reproduces_outputs_and_gradients_exactly(coupling, local,
     for kept, again in zip(*results, strict=True):
         # the same terms, but those of tensors shared by all blocks are summed in another order
         assert (kept - again).abs().max() <= 2e-6 * kept.abs().max()
+
+
+def test_a_way_to_checkpoint_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="checkpointing='ful' must be one of none, full, keep_attention"):
+        model("none").set_checkpointing("ful")
 
 
 @pytest.mark.slow

@@ -330,6 +330,24 @@ def test_a_pipelines_folders(folders: Callable[[str], Path], tmp_path: Path) -> 
     assert torch.equal(encoder.encode(CAPTIONS).x, TransformersText.load(folders("umt5"), 16).encode(CAPTIONS).x)
 
 
+def test_a_pipelines_second_encoder_has_the_second_tokenizer(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    transformers.UMT5EncoderModel.from_pretrained(folders("umt5")).save_pretrained(tmp_path / "text_encoder_2")
+    save_qwen_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=rf"the tokenizer in {tmp_path}/tokenizer_2 cannot be read: [^\n]*$"):
+        TransformersText.load(tmp_path, max_length=16, subfolder="text_encoder_2")
+    save_tokenizer(tmp_path / "tokenizer_2", ("", "</s>"))
+    encoder = TransformersText.load(tmp_path, max_length=16, subfolder="text_encoder_2")
+    assert torch.equal(encoder.encode(CAPTIONS).x, TransformersText.load(folders("umt5"), 16).encode(CAPTIONS).x)
+
+
+def test_another_encoders_tokenizer_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    transformers.UMT5EncoderModel.from_pretrained(folders("umt5")).save_pretrained(tmp_path / "text_encoder")
+    save_qwen_tokenizer(tmp_path / "tokenizer")
+    encoder = TransformersText.load(tmp_path, max_length=16, subfolder="text_encoder")
+    with pytest.raises(ValueError, match=r"the tokenizer says token \d+, the encoder knows 24"):
+        encoder.encode(CAPTIONS)
+
+
 def test_other_models_are_refused(tmp_path: Path) -> None:
     transformers.ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds a 'vit'.*t5, umt5, clap"):

@@ -293,6 +293,22 @@ def test_tiles_of_what_is_too_small_are_refused(opened):
         opened("wan21").tile(40)
 
 
+@pytest.mark.parametrize("cells", [(4, 7), (7, 4), (10, 5)])
+def test_tiles_of_which_the_last_would_be_a_cell_wide_are_decoded(cells, tmp_path):
+    """LTX-2's decoder mirrors pictures at their edges: of one cell there is nothing to mirror."""
+    codec = CASES["ltx2_video"].open(tmp_path)
+    codec.tile(4 * 32)
+    made = codec.decode(torch.zeros(1, 4, 2, *cells))
+    assert made.shape == (1, 9, 32 * cells[0], 32 * cells[1], 3)
+
+
+def test_pictures_that_could_not_be_decoded_are_not_encoded(opened):
+    codec = opened("ltx2_video")
+    with pytest.raises(ValueError, match="frames of 32x64 pixels: the codec decodes none of under 64"):
+        codec.encode(torch.zeros(1, 1, 32, 64, 3, dtype=torch.uint8))
+    assert codec.encode(torch.zeros(1, 1, 64, 64, 3, dtype=torch.uint8)).mean.shape[-2:] == (2, 2)
+
+
 @pytest.mark.parametrize("name", ["wan21", "wan22", "ltx2_video"])
 def test_tiles_differ_from_the_whole_by_a_seam_alone(name, opened, tmp_path):
     whole, tiled = opened(name), CASES[name].open(tmp_path)

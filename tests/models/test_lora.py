@@ -139,6 +139,26 @@ def test_two_adapters_by_name(tmp_path: Path) -> None:
     assert torch.equal(answer(second), answer(first))
 
 
+def test_an_adapter_that_is_off_is_not_folded_away(tmp_path: Path) -> None:
+    save_lora(trained(("audio",)), tmp_path)
+    model = trained(("video",), name="other")
+    load_lora(model, tmp_path)
+    with pytest.raises(ValueError, match=r"turned off \(other\)"):
+        fold_lora(model)
+    model.set_adapter(["default", "other"])
+    wanted = answer(model)
+    torch.testing.assert_close(answer(fold_lora(model)), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_second_adapter_is_not_put_on_the_first() -> None:
+    model = trained(("audio",))
+    wanted = answer(model)
+    with pytest.raises(ValueError, match="fold it in with fold_lora first"):
+        add_lora(model, ("video",), rank=2, name="other")
+    assert torch.equal(answer(model), wanted)
+    assert add_lora(fold_lora(model), ("video",), rank=2, name="other")
+
+
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     save_lora(trained(("audio", "bridge")), tmp_path)
     other = factory.model(coupling="none")

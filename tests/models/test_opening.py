@@ -207,6 +207,17 @@ def test_a_hosted_codec_is_saved_and_read_back_with_its_vocoder(tmp_path: Path):
     assert torch.equal(again.decode(latents), codec.decode(latents))
 
 
+def test_a_saved_codec_remembers_what_it_was_told_after_it_was_opened(tmp_path):
+    picture = open_video_codec(CodecFiles(str(factory.saved(factory.ltx2_video(), tmp_path / "video"))))
+    picture.tile(128)
+    picture.in_pieces(8)
+    sound = open_audio_codec(CodecFiles(str(factory.saved(factory.oobleck((2, 4)), tmp_path / "audio"))))
+    sound.in_pieces(6)
+    for codec, limits in ((picture, {"tile_px": 128, "piece_steps": 8}), (sound, {"piece_steps": 6})):
+        codec.save_pretrained(tmp_path / type(codec).__name__)
+        assert type(codec).from_pretrained(tmp_path / type(codec).__name__).limits == limits
+
+
 def test_a_hub_that_does_not_answer_is_an_error_of_one_line(monkeypatch):
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to the hub\nand more lines")

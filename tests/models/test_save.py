@@ -77,11 +77,26 @@ def test_a_folder_that_is_not_there_is_an_error_of_one_line() -> None:
         AVTransformer.from_pretrained("/nowhere/at/all")
 
 
+def test_a_key_that_no_model_has_is_an_error_of_one_line(folder: Path) -> None:
+    """As of a folder that a later version saved."""
+    saved = json.loads((folder / "config.json").read_text())
+    saved["video"]["shiny"] = 1
+    (folder / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"the model in .* cannot be loaded: video\.shiny: no such key; [^\n]*$"):
+        AVTransformer.from_pretrained(folder)
+
+
 def test_another_kernel_is_said_everywhere(tmp_path: Path) -> None:
     model = factory.model()
     model.set_attention("math")
     model.save_pretrained(tmp_path)
     assert {model.spec.attention, AVTransformer.from_pretrained(tmp_path).spec.attention} == {"math"}
+
+
+def test_a_kernel_of_half_precision_is_refused_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AVTransformer, "device", torch.device("cuda"))
+    with pytest.raises(ValueError, match="attention=cudnn works in half precision alone"):
+        factory.model().set_attention("cudnn", half=False)
 
 
 @pytest.fixture

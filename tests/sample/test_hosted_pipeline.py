@@ -51,6 +51,18 @@ def test_a_saved_codec_remembers_how_much_it_works_on_at_once(tmp_path):
     assert again.network.use_tiling
 
 
+def test_a_pipeline_in_tiles_or_pieces_is_another(pipe, tmp_path):
+    """What it makes differs, so finished work of the other is not taken for its own."""
+    pipe.save_pretrained(tmp_path / "whole")
+    tiled, pieces = (open_pipeline(tmp_path / "whole") for _ in range(2))
+    assert tiled.fingerprint == pipe.fingerprint
+    tiled.video_codec.tile(64)
+    pieces.audio_codec.in_pieces(8)
+    assert len({pipe.fingerprint, tiled.fingerprint, pieces.fingerprint}) == 3
+    tiled.save_pretrained(tmp_path / "tiled")
+    assert open_pipeline(tmp_path / "tiled").fingerprint == tiled.fingerprint
+
+
 @pytest.mark.parametrize("duration_s", [0.125, 0.5, 0.7])
 def test_clips_last_as_long_as_asked_for_at_the_codecs_rate(pipe, duration_s):
     made = pipe(prompt="x", method=QUICK, duration_s=duration_s)[0].clip

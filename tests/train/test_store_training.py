@@ -236,3 +236,16 @@ def test_captions_of_stores_too(latents, tmp_path):
         read = reading(short)
         for source in (read.source, read.held_out):
             assert source.batch([0, 1]).video_text.x.shape[1] == 5
+
+
+def test_captions_longer_than_the_model_reads_are_told_of(tmp_path):
+    head = header()
+    told = {3: ["x" * 400, "short"], 5: ["é" * 128], 6: ["x" * 255]}  # of 256 bytes the mark of the beginning takes one
+    rows = [row(head, i, **({"captions": json.dumps(told[i])} if i in told else {})) for i in range(40)]
+    config = settings(tmp_path, write_store(tmp_path / "store", head, rows))
+    text = replace(config.model.text, max_length=256)
+    (said,) = reading(replace(config, model=replace(config.model, text=text))).said
+    assert said.startswith("2 captions are cut to the 255 bytes that model.text.max_length=256 reads")
+    assert said.endswith("the longest has 400")
+    text = replace(text, max_length=401)
+    assert reading(replace(config, model=replace(config.model, text=text))).said == ()
