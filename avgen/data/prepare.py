@@ -84,15 +84,21 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """As torchrun and accelerate say, else SLURM; no process group is needed."""
-        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        """As torchrun and accelerate say, else srun; no process group is needed.
+
+        SLURM_STEP_NUM_TASKS is srun's alone: in an sbatch script one process would prepare 1/SLURM_NTASKS of the clips.
+        """
+        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
             if all(name in os.environ for name in names):
                 return cls(*(int(os.environ[name]) for name in names))
         return cls()
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local) if torch.cuda.is_available() else torch.device("cpu")
+        """Its GPU, of those that it sees: all of the machine's, or under `srun --gpus-per-task=1` its own alone."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local % torch.cuda.device_count())
 
 
 @dataclass
