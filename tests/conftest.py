@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 # What a shell or a CI system may have set, and tests would read.
 INHERITED = (
     *("AVGEN_TRACEBACK", "COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"),
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 
 

@@ -58,7 +58,7 @@ class Encoders:
     @torch.no_grad()
     def row(self, number: int, record: Record, cut: Cut, shape: Shape, media: Media) -> dict[str, Any]:
         """A row of the store. Latents that are not finite are refused."""
-        told = captions_told(record.captions, shape)
+        told = captions_told(record.captions, shape, cut.whole)
         made: dict[str, Any] = {
             "clip": number,
             "path": str(record.path),
@@ -104,17 +104,18 @@ def features(encoder: TextEncoder, told: Sequence[str]) -> dict[str, Any]:
     return {"text": halves("text features", torch.cat(rows)), "text_tokens": json.dumps([len(row) for row in rows])}
 
 
-def captions_told(captions: Captions, shape: Shape) -> list[str]:
-    """Texts of which each describes what a row of this shape holds, and nothing that it lacks; at least one.
+def captions_told(captions: Captions, shape: Shape, whole: bool) -> list[str]:
+    """Texts of which each describes what a row of this shape holds; at least one.
 
-    Where no caption speaks of both streams, one of each is joined. Words that are spoken follow in quotes.
+    Where no caption speaks of both streams, one of each is joined; where none speaks of the only stream, that of both
+    is told. Words that are spoken follow in quotes, where the window is the `whole` clip: nothing says when each falls.
     """
     seen, heard = shape.height is not None, shape.audio
     if seen and heard:
         told = list(captions.joint) or joined(captions.video, captions.audio)
     else:
         told = list(captions.video if seen else captions.audio) or list(captions.joint)
-    if heard and captions.speech:
+    if heard and whole and captions.speech:
         told = [f'{text} Speech: "{captions.speech[0]}"'.strip() for text in told or [""]]
     return told or [""]
 

@@ -28,6 +28,7 @@ PICTURE_SUFFIXES = (
 )
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".mka", ".aif", ".aiff", ".caf")
 INSIDE = ("manifest.jsonl", "manifest.csv", "manifest.parquet", "metadata.jsonl", "metadata.csv")
+MOST_S = 1e9  # 30 years: more is a date or counts microseconds, and FFmpeg cannot seek to it
 
 # Per field its own name, then what others call it: JavisDiT, finetrainers, diffusion-pipe, Hugging Face folders.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -240,10 +241,10 @@ def _seconds(found: Sequence[tuple[str, Any]] | None, default: Any) -> Any:
             seconds = sum(float(part) * 60**k for k, part in enumerate(reversed(value.split(":"))))
         else:
             seconds = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ManifestError(f"{name}={value!r} must be seconds, a number of at least 0")
+    if not 0 <= seconds < MOST_S:  # nor NaN
+        raise ManifestError(f"{name}={value!r} must be seconds, a number of at least 0 and less than {MOST_S:g}")
     return seconds
 
 
@@ -337,6 +338,8 @@ def _folder(folder: Path) -> Iterator[Record]:
             continue
         entered.add(real)
         inner.sort()
+        if "store.json" in names and "shards" in inner:  # a store: what `verify` wrote into it are no clips
+            inner[:] = [name for name in inner if name != "verify"]
         pictured = {Path(name).stem for name in names if name.lower().endswith(PICTURE_SUFFIXES)}
         for name in sorted(names):
             path = here / name

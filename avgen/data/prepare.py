@@ -4,6 +4,7 @@ Each process takes its own shards, a fixed range of clips each, and the last one
 need not talk to each other, so they may start late, die and come back on any machine that sees the folder.
 
 Exit code 0: every clip is in the store. 3: some could not be read (report.json names them). 2: the call was wrong.
+Behind torchrun and accelerate it is theirs: 1 for either of these.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from avgen.data.encode import Encoders, Media, NotFinite, looked_at, read_media
 from avgen.data.manifest import BadRow, Record, manifest_file, scan_manifest
 from avgen.data.media import MediaError
 from avgen.data.store import Header, Store, StoreError, check_installed
-from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch
+from avgen.data.store_write import Lost, Notes, ShardRecord, StoreWriter, row_batch, whole_file
 from avgen.data.tables import encodable, legible
 from avgen.data.windows import Cut, WindowRule
 from avgen.models.codec_files import CodecConfig
@@ -84,15 +85,21 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """As torchrun and accelerate say, else SLURM; no process group is needed."""
-        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        """As torchrun and accelerate say, else srun; no process group is needed.
+
+        SLURM_STEP_NUM_TASKS is srun's alone: in an sbatch script one process would prepare 1/SLURM_NTASKS of the clips.
+        """
+        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")):
             if all(name in os.environ for name in names):
                 return cls(*(int(os.environ[name]) for name in names))
         return cls()
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local) if torch.cuda.is_available() else torch.device("cpu")
+        """Its GPU, of those that it sees: all of the machine's, or under `srun --gpus-per-task=1` its own alone."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.local % torch.cuda.device_count())
 
 
 @dataclass
@@ -132,7 +139,7 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
     check_installed()  # before codecs are fetched and opened
     # a file is known by its path: one spelling of it, wherever the command was given
     config = replace(config, manifest=Path(os.path.normpath(config.manifest.absolute())))
-    listed = looked_through(config.manifest)
+    listed = looked_through(config.manifest, config.shard_clips)
     if place.rank == 0 and listed.odd:
         console.print(f"{config.manifest}: {listed.odd}", highlight=False, markup=False, soft_wrap=True)
     encoders = opened(config, place.device)
@@ -140,7 +147,7 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
     text = None if config.text is None else replace(config.text, cache=None)
     header = encoders.header(config.windows, made_by, to_plain(config.codec), to_plain(text))
     check_shapes(config, header)
-    writer = StoreWriter.begin(config.out, header, -(-listed.rows // config.shard_clips))
+    writer = StoreWriter.begin(config.out, header, len(listed.marks), config.shard_clips)
     mine = range(place.rank, writer.shards, place.ranks)
     if config.retry:
         writer.reopen([shard for shard in mine if (found := writer.record(shard)) and found.lost])
@@ -151,7 +158,7 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
             "preparing", total=len(mine) * config.shard_clips, completed=(len(mine) - len(todo)) * config.shard_clips
         )
         try:
-            for shard, records in shards(config, todo):
+            for shard, records in shards(config, listed, todo):
                 if writer.record(shard) is not None:  # by a process that was started for the same shards elsewhere
                     bar.advance(task, config.shard_clips)
                     continue
@@ -165,22 +172,47 @@ def prepare(config: PrepareConfig, console: Console, place: Place) -> int:
             pool.shutdown(cancel_futures=True)
     if todo:
         console.print(pace.said(), highlight=False, soft_wrap=True)
-    if missing := writer.missing():
+    if missing := to_retry(writer) if config.retry else writer.missing():
         console.print(
             f"{config.out}: process {place.rank} of {place.ranks} is done; {writer.shards - len(missing)} of "
             f"{writer.shards} shards are there, other processes are at work",
             soft_wrap=True,
         )
         return 0
-    return finish(writer, config, encoders, pace, console)
+    return finish(writer, config, encoders, listed, pace, console)
 
 
-def finish(writer: StoreWriter, config: PrepareConfig, encoders: Encoders, pace: Pace, console: Console) -> int:
+def to_retry(writer: StoreWriter) -> list[int]:
+    """Shards that are missing, or lost clips and were not prepared again since the store was finished.
+
+    Those of another process too: to finish without them would end with code 3, at which torchrun stops that process.
+    """
+    report = writer.folder / REPORT
+    finished_at = report.stat().st_mtime_ns if report.exists() else 0
+
+    def waits(shard: int) -> bool:
+        try:
+            found = writer.record(shard)
+            return found is None or (bool(found.lost) and writer.made_at(shard) <= finished_at)
+        except FileNotFoundError:  # its process has just begun
+            return True
+
+    return [shard for shard in range(writer.shards) if waits(shard)]
+
+
+def finish(
+    writer: StoreWriter, config: PrepareConfig, encoders: Encoders, listed: Listed, pace: Pace, console: Console
+) -> int:
     """The commit, the report, and a look at the result if wanted."""
     records = [record for shard in range(writer.shards) if (record := writer.record(shard)) is not None]
+    if (clips := sum(record.clips for record in records)) != listed.rows:  # begun before store.json told shard_clips
+        raise StoreError(
+            f"{config.out} holds {clips} clips of {listed.rows} in the list: its shards were prepared with different "
+            "shard_clips. Delete it, or give another out="
+        )
     lost = [entry for record in records for entry in record.lost]
     report = {
-        "clips": sum(record.clips for record in records),
+        "clips": clips,
         "windows": sum(record.rows for record in records),
         "bytes": sum(record.bytes for record in records),
         "lost": [asdict(entry) for entry in lost],
@@ -189,7 +221,8 @@ def finish(writer: StoreWriter, config: PrepareConfig, encoders: Encoders, pace:
         "config": to_plain(config),
         "pace": pace.said(),
     }
-    (config.out / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    with whole_file(config.out / REPORT) as part:
+        part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     writer.commit()
     shutil.rmtree(config.out / CAPTIONS, ignore_errors=True)  # the features are in the rows
     store = Store.open(config.out)
@@ -257,16 +290,29 @@ class Listed:
     """What a manifest lists."""
 
     rows: int
-    fingerprint: str  # of its clips: where they lie and what is said of them
+    marks: tuple[str, ...]  # per shard the hash of the list up to its end: where clips lie and what is said of them
     odd: str  # what a person should know of it: it may be a column by another name
 
+    @property
+    def fingerprint(self) -> str:
+        return self.marks[-1]
 
-def looked_through(manifest: Path) -> Listed:
-    """The list as a whole. Where it lies (`where`) is no part of its fingerprint: moved, it is the same list."""
+
+def hashed(record: Record | BadRow) -> bytes:
+    """What of a row decides what is prepared: not where in the list it stands, nor columns that nobody reads."""
+    plain = replace(record, where="", extra={}) if isinstance(record, Record) else replace(record, where="")
+    return f"{plain}\n".encode(errors="surrogateescape")
+
+
+def looked_through(manifest: Path, shard_clips: int) -> Listed:
+    """The list as a whole."""
     digest, rows, clips, untold = hashlib.sha256(), 0, 0, 0
+    marks: list[str] = []
     unread: dict[str, None] = {}
     for record in scan_manifest(manifest):
-        digest.update(f"{replace(record, where='')}\n".encode(errors="surrogateescape"))
+        if rows and rows % shard_clips == 0:
+            marks.append(digest.hexdigest()[:16])
+        digest.update(hashed(record))
         rows += 1
         if isinstance(record, Record):
             clips += 1
@@ -276,16 +322,23 @@ def looked_through(manifest: Path) -> Listed:
         raise ConfigError("manifest", f"{manifest_file(manifest)} lists no clips")
     odd = [f"{untold} of {clips} clips have no caption"] if untold else []
     odd += [f"columns not read: {', '.join(map(legible, unread))}"] if unread else []
-    return Listed(rows, digest.hexdigest()[:16], "; ".join(odd))
+    return Listed(rows, (*marks, digest.hexdigest()[:16]), "; ".join(odd))
 
 
-def shards(config: PrepareConfig, todo: Iterable[int]) -> Iterator[tuple[int, list[Record | BadRow]]]:
-    """The clips of each shard, read from the manifest as a stream."""
-    rows, at = scan_manifest(config.manifest), 0
-    for shard in todo:
-        first = shard * config.shard_clips
-        found = list(islice(rows, first - at, first - at + config.shard_clips))
-        at = first + len(found)
+def shards(config: PrepareConfig, listed: Listed, todo: Iterable[int]) -> Iterator[tuple[int, list[Record | BadRow]]]:
+    """The clips of each shard, read from the manifest as a stream; a list that is no longer as it was is refused."""
+    rows, digest, wanted = scan_manifest(config.manifest), hashlib.sha256(), set(todo)
+    for shard in range(max(wanted, default=-1) + 1):
+        found = list(islice(rows, config.shard_clips))
+        for record in found:
+            digest.update(hashed(record))
+        if shard not in wanted:
+            continue
+        if digest.hexdigest()[:16] != listed.marks[shard]:
+            raise StoreError(
+                f"{config.manifest} has changed since this command began: put it back, or prepare the new list into "
+                "another out=; what is prepared so far is of the old one"
+            )
         yield shard, found
 
 

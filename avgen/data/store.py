@@ -111,14 +111,18 @@ class Header:
 
     def differs(self, other: Header) -> list[str]:
         """What was not the same, in words."""
+        before, now = self._told(), other._told()
         found = [
-            f"{name} ({self.made_by.get(name, 'none')}, now {other.made_by.get(name, 'none')})"
-            for name in sorted({*self.made_by, *other.made_by})
-            if self.made_by.get(name) != other.made_by.get(name)
+            f"{name} ({before.get(name, 'none')}, now {now.get(name, 'none')})"
+            for name in sorted({*before, *now})
+            if before.get(name, "none") != now.get(name, "none")
         ]
         if self.format != other.format or self.prepared != other.prepared:
             found.append(f"avgen's way to prepare ({self.format}.{self.prepared}, now {other.format}.{other.prepared})")
         return found or ["the header"]
+
+    def _told(self) -> dict[str, Any]:
+        return {**self.made_by, **_leaves("codec", self.codec), **_leaves("text", self.text or {})}
 
     def to_json(self) -> str:
         return json.dumps(to_plain(self), sort_keys=True)
@@ -131,6 +135,13 @@ class Header:
                 f"{where} has format {plain.get('format')}, this avgen reads format {FORMAT}: prepare it again"
             )
         return build(cls, plain)
+
+
+def _leaves(name: str, value: Any) -> dict[str, Any]:
+    """Plain data as keys with dots: {"codec.video.path": ...}."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {key: leaf for part, inner in value.items() for key, leaf in _leaves(f"{name}.{part}", inner).items()}
 
 
 class Totals(NamedTuple):

@@ -69,8 +69,8 @@ class StoreWriter:
     shards: int
 
     @classmethod
-    def begin(cls, folder: Path, header: Header, shards: int) -> StoreWriter:
-        """Begin, or go on with what was begun for the same header; anything else is refused."""
+    def begin(cls, folder: Path, header: Header, shards: int, shard_clips: int | None = None) -> StoreWriter:
+        """Begin, or go on with what was begun for the same header and shards; anything else is refused."""
         for name in (SHARDS, DATA):
             (folder / name).mkdir(parents=True, exist_ok=True)
         about = folder / BEGUN
@@ -84,9 +84,16 @@ class StoreWriter:
                 )
             if found["shards"] != shards:
                 raise StoreError(f"{folder} was begun with {found['shards']} shards, not {shards}: keep shard_clips")
+            clips = found.get("shard_clips")  # earlier versions did not keep it
+            if shards > 1 and None not in (clips, shard_clips) and clips != shard_clips:
+                raise StoreError(
+                    f"{folder} was begun with shard_clips={clips}, not {shard_clips}: it would lack clips or hold "
+                    "some twice. Keep shard_clips, or give another out="
+                )
         else:
-            with _whole(about) as part:
-                part.write_text(json.dumps({"header": json.loads(header.to_json()), "shards": shards}, indent=2))
+            with whole_file(about) as part:
+                told = {"header": json.loads(header.to_json()), "shards": shards, "shard_clips": shard_clips}
+                part.write_text(json.dumps(told, indent=2))
         writer = cls(folder, header, shards)
         writer._sweep()
         return writer
@@ -107,6 +114,10 @@ class StoreWriter:
                 f"{self.folder / DATA / found.file} is not as {path} says: delete both to prepare it again"
             )
         return found
+
+    def made_at(self, shard: int) -> int:
+        """When the shard was recorded, in nanoseconds of the disk's clock."""
+        return (self.folder / SHARDS / f"{shard:06d}.json").stat().st_mtime_ns
 
     def missing(self) -> list[int]:
         return [shard for shard in range(self.shards) if self.record(shard) is None]
@@ -152,7 +163,7 @@ class StoreWriter:
         notes.lost.sort(key=lambda entry: (entry.clip, entry.start_s or 0.0))
         told = notes.clips, file, size if rows else 0, tuple(notes.lost), tuple(notes.unused)
         made = ShardRecord(shard, self.header.fingerprint, rows, digest.hex, *told)
-        with self._room(shard), _whole(self.folder / SHARDS / f"{shard:06d}.json") as part:
+        with self._room(shard), whole_file(self.folder / SHARDS / f"{shard:06d}.json") as part:
             part.write_text(json.dumps(asdict(made)))
         return made
 
@@ -171,7 +182,7 @@ class StoreWriter:
 
     def _sweep(self) -> None:
         """What killed writers left. Others may be at work on any shard: theirs must stay."""
-        for folder in (DATA, SHARDS):
+        for folder in (".", DATA, SHARDS):
             for left in (self.folder / folder).glob(".*.part"):
                 if not _alive(left):
                     shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
@@ -296,7 +307,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A file to write that takes its name when everything in it is on the disk."""
     part = _draft(path)
     try:

@@ -85,7 +85,13 @@ class WindowRule:
         else:
             fitting = []
         kind = (0 if has_audio else 1) if has_video else 2
-        return [Cut(3 * i + kind, start) for i in fitting for start in self.starts(self.shapes[i], first, last)]
+        found = []
+        for i in fitting:
+            shape = self.shapes[i]
+            for start in self.starts(shape, first, last):
+                whole = start == first and start + exact_seconds(shape.duration_s) >= last - slack(shape)
+                found.append(Cut(3 * i + kind, start, whole))
+        return found
 
     def starts(self, shape: WindowShape, first: Fraction, last: Fraction) -> list[Fraction]:
         """When the windows of one shape begin."""
@@ -103,6 +109,7 @@ class Cut:
 
     bucket: int
     start: Fraction  # seconds on the file's clock
+    whole: bool = False  # it is all of the clip, but for what headers round
 
 
 def span_s(info: MediaInfo, video: bool, audio: bool) -> tuple[float, float]:

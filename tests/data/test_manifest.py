@@ -215,6 +215,7 @@ def test_a_folder_lists_what_the_reader_opens(folder, suffix, codec):
         ({"path": "s3://bucket/a.mp4"}, "path='s3://bucket/a.mp4' is a URL"),
         ({"start": "one"}, "start='one' must be seconds, a number of at least 0"),
         ({"start": "-1"}, "start='-1' must be seconds"),
+        ({"start": "1e15"}, "start='1e15' must be seconds, a number of at least 0 and less than 1e+09"),  # microseconds
         ({"start": "nan"}, "start='nan' must be seconds"),
         ({"start": "2", "end_time": "2"}, "end_time=2 must be later than the start, 2"),
     ],
@@ -240,6 +241,7 @@ def test_a_bad_row_names_file_line_value_and_rule(folder, row, words):
         ("c.jsonl", "[1]\n", "line 1: '[1]' is no JSON object"),
         ("c.jsonl", '{"path": "a", "caption": 5}\n', "caption=5 must be text or a list of texts"),
         ("c.jsonl", '{"path": 5}\n', "path=5 must be a path, as text"),
+        ("c.jsonl", '{"path": "a", "start": 1' + 400 * "0" + "}\n", "must be seconds"),
         ("c.jsonl", '{"paht": "a"}\n', "no column says where the file is"),
         ("c.csv", "a.mp4,a dog\nb.mp4,a cat\n", "is the header line missing?"),
         ("c.csv", "Paths,caption\na.mp4,a cat\n", "did you mean to name 'Paths' so?"),

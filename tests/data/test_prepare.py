@@ -25,7 +25,7 @@ from avgen.config import ConfigError
 from avgen.data.encode import Encoders, features
 from avgen.data.manifest import read_manifest
 from avgen.data.media import read_clip, write_clip, write_wav
-from avgen.data.prepare import Place, PrepareConfig, main, prepare
+from avgen.data.prepare import Place, PrepareConfig, main, opened, prepare
 from avgen.data.store import NUMBERS, Store, StoreError
 from avgen.data.store_source import StoreSource
 from avgen.data.store_write import LEFT_S, Digest, StoreWriter, _here, content_of
@@ -280,6 +280,111 @@ def test_clips_are_known_by_their_files_however_the_list_is_named(clips, whole, 
     here = replace(config, manifest=Path("../") / clips.name / "clips.jsonl")
     assert prepare(here, quiet(), Place()) == 0  # goes on: the same clips
     assert Store.open(config.out).fingerprint == whole.fingerprint
+
+
+def listing(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_shards_of_another_size_are_refused_even_where_they_are_as_many(clips, tmp_path):
+    """Five clips are two shards of three, and of four; the clips between were in neither, or in both."""
+    manifest = listing(tmp_path / "clips.jsonl", [{"path": str(clips / f"{i}.mp4"), "caption": "a"} for i in range(5)])
+    config = settings(clips, tmp_path / "latents", manifest=manifest, shard_clips=3)
+    assert prepare(config, quiet(), Place(0, 2)) == 0
+    other = replace(config, shard_clips=4)
+    with pytest.raises(StoreError, match="begun with shard_clips=3, not 4"):
+        prepare(other, quiet(), Place())
+    about = config.out / "store.json"  # as earlier versions wrote it
+    about.write_text(json.dumps({k: v for k, v in json.loads(about.read_text()).items() if k != "shard_clips"}))
+    with pytest.raises(StoreError, match="holds 4 clips of 5 in the list"):
+        prepare(other, quiet(), Place())
+    with pytest.raises(StoreError, match="not finished"):
+        Store.open(config.out)
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Place(1, 4, 0)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, Place()),  # sbatch without srun: it is alone
+    ],
+)
+def test_a_process_knows_its_place(monkeypatch, given, place):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert Place.here() == place
+
+
+@pytest.mark.parametrize(("gpus", "number"), [(8, 3), (1, 0)])
+def test_a_process_takes_a_gpu_that_it_sees(monkeypatch, gpus, number):
+    """Under `srun --gpus-per-task=1` each sees one, whatever its number on the machine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert Place(11, 16, 3).device == torch.device("cuda", number)
+
+
+@pytest.mark.parametrize(("broken", "ends"), [([2], (0, 0)), ([0, 2], (0, 3))])
+def test_a_retry_is_not_finished_before_every_process_has_tried_again(clips, tmp_path, broken, ends):
+    """It ended with code 3 in a process that had nothing to try, at which torchrun stopped the one that had."""
+    folder = tmp_path / "clips"
+    shutil.copytree(clips, folder)
+    for number in broken:
+        (folder / f"{number}.mp4").write_bytes(b"nothing that plays")
+    config = settings(clips, tmp_path / "latents", manifest=folder / "clips.jsonl")
+    assert prepare(config, quiet(), Place()) == 3
+    shutil.copy(clips / "2.mp4", folder / "2.mp4")
+    report = (config.out / "report.json").read_text()
+    for rank, code in enumerate(ends):  # clip 2 is in the second's shard, clip 0 in the first's
+        assert (config.out / "report.json").read_text() == report
+        assert prepare(replace(config, retry=True), quiet(), Place(rank, 2)) == code
+    lost = json.loads((config.out / "report.json").read_text())["lost"]
+    assert [entry["clip"] for entry in lost] == [number for number in broken if number != 2]
+    assert 2 in Store.open(config.out).column("clip")
+    assert prepare(replace(config, retry=True), quiet(), Place()) == ends[-1]  # by one alone
+
+
+def test_a_list_that_changes_while_it_is_prepared_is_refused(clips, tmp_path, monkeypatch):
+    rows = [{"path": str(clips / f"{i}.mp4"), "caption": "a"} for i in range(5)]
+    config = settings(clips, tmp_path / "latents", manifest=listing(tmp_path / "clips.jsonl", rows[1:]))
+
+    def meanwhile(*words):
+        listing(config.manifest, rows)
+        return opened(*words)
+
+    monkeypatch.setattr("avgen.data.prepare.opened", meanwhile)
+    with pytest.raises(StoreError, match=r"clips\.jsonl has changed since this command began"):
+        prepare(config, quiet(), Place())
+    assert not list((config.out / "shards").iterdir())
+
+
+def test_columns_that_nobody_reads_may_change(clips, tmp_path):
+    rows = [{"path": str(clips / f"{i}.mp4"), "caption": "a"} for i in range(4)]
+    config = settings(clips, tmp_path / "latents", manifest=listing(tmp_path / "clips.jsonl", rows))
+    assert prepare(config, quiet(), Place(0, 2)) == 0
+    listing(config.manifest, [row | {"score": i} for i, row in enumerate(rows)])
+    assert prepare(config, quiet(), Place()) == 0
+
+
+def test_a_store_in_the_folder_of_its_clips_does_not_list_its_own(clips, tmp_path):
+    for number in range(2):
+        shutil.copy(clips / f"{number}.mp4", tmp_path)
+    config = settings(clips, tmp_path / "latents", manifest=tmp_path, verify=True, verify_windows=1)
+    assert prepare(config, quiet(), Place()) == 0
+    assert list((config.out / "verify").glob("*.mp4"))
+    assert prepare(config, quiet(), Place()) == 0
+
+
+def test_what_is_spoken_is_told_of_whole_clips_alone(clips, tmp_path):
+    row = {"path": str(clips / "0.mp4"), "caption": "a", "speech": ["one two three four", "never"]}
+    manifest = listing(tmp_path / "clips.jsonl", [row, row | {"start_s": 0.25, "end_s": 0.75}])
+    rule = WindowRule((WindowShape(16, 16, 8.0, 1.5), WindowShape(16, 16, 8.0, 0.5)), choose="all")
+    config = settings(clips, tmp_path / "latents", manifest=manifest, windows=rule)
+    assert prepare(config, quiet(), Place()) == 0
+    told = {(row["clip"], row["bucket"], row["captions"]) for row in everything(Store.open(config.out))}
+    spoken = json.dumps(['a Speech: "one two three four"'])
+    assert told == {(0, 0, spoken), (0, 3, '["a"]'), (1, 3, spoken)}
 
 
 def test_clips_without_captions_and_columns_that_are_not_read_are_told(clips, tmp_path):

@@ -193,6 +193,15 @@ def test_another_codec_or_rule_is_refused_by_name(tmp_path):
         StoreWriter.begin(tmp_path, header(), 4)
 
 
+def test_what_else_of_the_codecs_changed_is_named_by_its_key(tmp_path):
+    codec = {"video": {"path": "a", "tile_px": None}, "audio": None}
+    StoreWriter.begin(tmp_path, header(codec=codec), 3)
+    with pytest.raises(StoreError, match=r"settings: codec\.video\.tile_px \(None, now 256\) changed"):
+        StoreWriter.begin(tmp_path, header(codec=codec | {"video": {"path": "a", "tile_px": 256}}), 3)
+    with pytest.raises(StoreError, match=r"settings: text\.path \(none, now t5\) changed"):
+        StoreWriter.begin(tmp_path, header(codec=codec, text={"path": "t5"}), 3)
+
+
 def test_without_the_extra_a_store_says_what_to_install(tmp_path, monkeypatch):
     original = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lance" else original(name))

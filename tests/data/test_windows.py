@@ -54,6 +54,20 @@ def test_starts_are_exact_and_no_window_leaves_the_clip(seconds, fps):
     assert starts[-1] + Fraction(7, 10) <= seconds + half < starts[-1] + Fraction(8, 10)
 
 
+def test_a_window_knows_whether_it_is_the_whole_clip():
+    rule = WindowRule((LONG, SHORT), choose="all", every_s=1.0)
+
+    def whole(media, *window):
+        found = rule.cuts(media, media, *(window or (0.0, None)), True, True)
+        return [(cut.bucket // 3, float(cut.start)) for cut in found if cut.whole]
+
+    assert whole(info(end_s=5.0)) == [(0, 0.0)]
+    assert whole(info(end_s=5.03)) == [(0, 0.0)]  # less than half a frame more
+    assert whole(info(end_s=5.5)) == []
+    assert whole(info(end_s=5.5), 3.5, None) == [(1, 3.5)]
+    assert whole(info(), 1.0, 6.0) == [(0, 1.0)]
+
+
 def test_the_picture_goes_where_it_fits_best():
     rule = WindowRule((SHORT, TALL, BIG))
     assert {i for i, _, _ in cuts(rule, info())} == {2}  # 1.08 times as large: allowed
@@ -81,11 +95,12 @@ def test_what_a_clip_lacks_names_its_bucket():
 def test_only_what_a_row_holds_is_told():
     both, mute, blind = Shape(8, 8, 8.0, 1.0), Shape(8, 8, 8.0, 1.0, False), Shape(None, None, None, 1.0)
     full = Captions(("j1", "j2"), ("v1", "v2"), ("a",), ())
-    assert captions_told(full, both) == ["j1", "j2"]
-    assert captions_told(full, mute) == ["v1", "v2"]
-    assert captions_told(full, blind) == ["a"]
+    assert captions_told(full, both, True) == ["j1", "j2"]
+    assert captions_told(full, mute, True) == ["v1", "v2"]
+    assert captions_told(full, blind, True) == ["a"]
     apart = Captions(video=("v1", "v2"), audio=("a",), speech=("hello",))
-    assert captions_told(apart, both) == ['v1 a Speech: "hello"', 'v2 a Speech: "hello"']
-    assert captions_told(apart, mute) == ["v1", "v2"]
-    assert captions_told(Captions(joint=("j",)), mute) == ["j"]
-    assert captions_told(Captions(), both) == [""]
+    assert captions_told(apart, both, True) == ['v1 a Speech: "hello"', 'v2 a Speech: "hello"']
+    assert captions_told(apart, both, False) == ["v1 a", "v2 a"]  # nobody knows which words fall into a part
+    assert captions_told(apart, mute, True) == ["v1", "v2"]
+    assert captions_told(Captions(joint=("j",)), mute, True) == ["j"]
+    assert captions_told(Captions(), both, True) == [""]

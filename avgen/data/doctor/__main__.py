@@ -88,13 +88,13 @@ def examine(config: DoctorConfig, console: Any) -> tuple[Report, Path]:
         for number, reason in _common(source, config.rules.caption_common):
             found[number].append(Finding("caption_common", config.rules.caption_common.action, reason))
         patients = tuple(_patients(source, found))
+        dropped = {p.row for p in patients if p.dropped}
+        clean = out / f"clean{source.suffix if source.suffix.lower() in ('.csv', '.tsv') else '.jsonl'}"
+        copy_rows(source, clean, lambda number: number not in dropped)
+        report = Report(config, str(source), str(clean), total, patients)
+        write_json(report, out / "report.json")  # drawing is for the page alone
         shown = [p for p in patients[: config.pictures] if p.path and not _lost(p)]
         strips = _strips(crew, shown, progress.add_task("drawing", total=len(shown)), progress)
-    dropped = {p.row for p in patients if p.dropped}
-    clean = out / f"clean{source.suffix if source.suffix.lower() in ('.csv', '.tsv') else '.jsonl'}"
-    copy_rows(source, clean, lambda number: number not in dropped)
-    report = Report(config, str(source), str(clean), total, patients)
-    write_json(report, out / "report.json")
     write_page(report, strips, out / "report.html")
     return report, out
 
@@ -131,7 +131,8 @@ def _each(
             if isinstance(clip, Lost):  # not kept: it may have been the machine's fault
                 judge(number, record, Measures(error=f"{record.path}: {clip.reason}"))
             else:
-                cache.put(record, clip)
+                if not clip.error:  # it may lie in the machine too: rights, memory, a disk that went away
+                    cache.put(record, clip)
                 judge(number, record, clip)
     return found, copies
 
@@ -161,7 +162,7 @@ def _patients(source: Path, found: Findings) -> Iterator[Patient]:
         if number not in found:
             continue
         if isinstance(record, BadRow):
-            yield Patient(number, record.where, record.where, "", 0.0, None, "", tuple(found[number]))
+            yield Patient(number, record.where, record.where, "", "", 0.0, None, "", tuple(found[number]))
         else:
             caption = next((text for _, text in record.captions), "")
             yield Patient(
@@ -169,6 +170,7 @@ def _patients(source: Path, found: Findings) -> Iterator[Patient]:
                 record.where,
                 record.name,
                 str(record.path),
+                "" if record.audio_path is None else str(record.audio_path),
                 record.start_s,
                 record.end_s,
                 caption,
@@ -178,7 +180,9 @@ def _patients(source: Path, found: Findings) -> Iterator[Patient]:
 
 def _strips(crew: Crew, patients: list[Patient], task: Any, progress: Any) -> dict[int, bytes]:
     strips: dict[int, bytes] = {}
-    tasks = ((p.row, (Path(p.path), p.start_s, p.end_s)) for p in patients)
+    tasks = (
+        (p.row, (Path(p.path), p.start_s, p.end_s, Path(p.audio_path) if p.audio_path else None)) for p in patients
+    )
     for row, strip in crew.run(strip_of, tasks):
         if not isinstance(strip, Lost):
             strips[row] = strip

@@ -19,9 +19,17 @@ from avgen.data.media import MediaError
 from avgen.data.media.frames import walk_frames
 from avgen.data.media.picture import Renderer
 from avgen.data.media.samples import read_samples
-from avgen.data.media.source import Counter, Source, average_fps, exact_seconds, open_source, scanned_end
+from avgen.data.media.source import (
+    Counter,
+    Source,
+    average_fps,
+    exact_seconds,
+    open_source,
+    refuse_truncation,
+    scanned_end,
+)
 
-VERSION = 2  # of these measurements: a change makes kept ones void
+VERSION = 3  # of these measurements: a change makes kept ones void
 
 STEP = Fraction(1, 10)  # of the profiles, in seconds
 CHUNK_S = 60  # of sound at once: an hour of stereo would be 1.4 GB
@@ -111,16 +119,14 @@ def measure(path: Path, start_s: float, end_s: float | None, audio_path: Path | 
 def _picture(source: Source, start: Fraction, end: Fraction | None) -> Picture | None:
     renderer = Renderer((THUMB, THUMB), "stretch", "fast")
     times: list[Fraction] = []
-    lumas: list[np.ndarray] = []
+    profile = _Profile()
     size, current, until = (0, 0), None, start
 
     def look(before: Fraction) -> None:
-        """Thumbnails for the profile's instants up to `before`, while the current frame is on screen."""
-        first = max(start, times[0])
-        painted = None
-        while first + len(lumas) * STEP < before:
-            painted = _luma(renderer, source, current) if painted is None else painted
-            lumas.append(painted)
+        """The profile's instants up to `before`, while the current frame is on screen."""
+        count = ceil((before - max(start, times[0])) / STEP) - len(profile.motion)
+        if count > 0:
+            profile.add(_luma(renderer, source, current), count)
 
     for at, lasts, frame in walk_frames(source, Counter(), start, end):
         if current is None:
@@ -134,17 +140,11 @@ def _picture(source: Source, start: Fraction, end: Fraction | None) -> Picture |
         if claimed is not None and start >= claimed:
             return None
         raise source.error("holds a video stream from which no frame can be decoded")
-    promised = source.claimed_end(source.video)
-    wanted = promised if promised is None or end is None else min(promised, end)  # no promise, none broken
-    if wanted is not None and until < wanted - Fraction(1, 4):
-        raise source.error(
-            f"is truncated: the header promises picture until {float(wanted):.3f} s, it stops at {float(until):.3f} s"
-        )
+    refuse_truncation(source, source.video, until, Fraction(10**9) if end is None else end)
     until = until if end is None else min(until, end)
     look(until)
-    if not lumas:  # a still: one frame without a length
-        lumas.append(_luma(renderer, source, current))
-    stack = np.stack(lumas)
+    if not profile.motion:  # a still: one frame without a length
+        profile.add(_luma(renderer, source, current), 1)
     return Picture(
         width=size[1],
         height=size[0],
@@ -154,10 +154,39 @@ def _picture(source: Source, start: Fraction, end: Fraction | None) -> Picture |
         end_s=float(until),
         frames=len(times),
         off_beat=_off_beat(times, source.video.time_base),
-        motion=tuple(_motion(stack)),
-        brightest=tuple(int(v) for v in np.percentile(stack, 99, axis=(1, 2))),
-        look=_look(stack),
+        motion=tuple(profile.motion),
+        brightest=tuple(profile.brightest),
+        look=profile.look(),
     )
+
+
+class _Profile:
+    """What the picture is like per 0.1 s. The thumbnails themselves would take half a gigabyte an hour."""
+
+    def __init__(self) -> None:
+        self.motion: list[float] = []
+        self.brightest: list[int] = []
+        self.looks: list[bytes] = []  # each (LOOK, LOOK) uint8
+        self.last: np.ndarray | None = None
+
+    def add(self, thumb: np.ndarray, count: int) -> None:
+        """A thumbnail (THUMB, THUMB) that is on screen for `count` instants."""
+        change = np.zeros_like(thumb) if self.last is None else np.abs(thumb - self.last)
+        self.motion += [round(float(_means(change, BLOCK).max()), 2), *[0.0] * (count - 1)]
+        self.brightest += [int(np.percentile(thumb, 99))] * count
+        small = np.clip(np.rint(_means(thumb, THUMB // LOOK)), 0, 255).astype(np.uint8)
+        self.looks += [small.tobytes()] * count
+        self.last = thumb
+
+    def look(self) -> str:
+        at = ((np.arange(LOOKS) + 0.5) * len(self.looks) / LOOKS).astype(int)
+        return base64.b64encode(b"".join(self.looks[i] for i in at)).decode()
+
+
+def _means(picture: np.ndarray, block: int) -> np.ndarray:
+    """Of blocks of so many pixels either way."""
+    side = len(picture) // block
+    return picture.reshape(side, block, side, block).mean(axis=(1, 3))
 
 
 def _luma(renderer: Renderer, source: Source, frame: Any) -> np.ndarray:
@@ -173,19 +202,6 @@ def _off_beat(times: list[Fraction], tick: Fraction) -> float:
         return 0.0
     usual = float(np.median(gaps))
     return float((np.abs(gaps - usual) > max(0.1 * usual, 2.001 * float(tick))).mean())
-
-
-def _motion(stack: np.ndarray) -> list[float]:
-    change = np.abs(np.diff(stack, axis=0, prepend=stack[:1]))
-    side = THUMB // BLOCK
-    blocks = change.reshape(len(stack), side, BLOCK, side, BLOCK).mean(axis=(2, 4))
-    return [round(float(v), 2) for v in blocks.max(axis=(1, 2))]
-
-
-def _look(stack: np.ndarray) -> str:
-    at = ((np.arange(LOOKS) + 0.5) * len(stack) / LOOKS).astype(int)
-    small = stack[at].reshape(LOOKS, LOOK, THUMB // LOOK, LOOK, THUMB // LOOK).mean(axis=(2, 4))
-    return base64.b64encode(np.clip(np.rint(small), 0, 255).astype(np.uint8).tobytes()).decode()
 
 
 def _sound(source: Source, start: Fraction, end: Fraction | None) -> tuple[Sound | None, np.ndarray | None]:
@@ -282,10 +298,11 @@ class _Tally:
 
     def hearing(self) -> str:
         bands = self._decibels()
-        if not np.ptp(bands) or len(bands) < HEARINGS:
+        if not np.ptp(bands):
             return ""
         edges = np.linspace(0, len(bands), HEARINGS + 1).astype(int)
-        means = np.stack([bands[a:b].mean(axis=0) for a, b in pairwise(edges)])
+        parts = [bands[a : max(b, a + 1)] for a, b in pairwise(edges)]  # of a short sound some steps count twice
+        means = np.stack([part.mean(axis=0) for part in parts])
         return base64.b64encode(np.rint(means).astype(np.int8).tobytes()).decode()
 
     def _decibels(self) -> np.ndarray:

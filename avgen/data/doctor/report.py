@@ -8,7 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from avgen.data.tables import legible
 
 PAGE = Path(__file__).with_name("page.html")
 STRIP_WIDTH, STRIP_FRAMES, STRIP_HEIGHT = 720, 8, 96  # pixels, frames, pixels
+STRIP_S = 60.0  # of a longer clip the first minute is drawn: an hour of sound alone is 1.4 GB
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Patient:
     where: str
     name: str
     path: str
+    audio_path: str  # empty: the sound is in `path`
     start_s: float
     end_s: float | None
     caption: str
@@ -136,38 +138,44 @@ def write_page(report: Report, strips: Mapping[int, bytes], path: Path) -> None:
     _write(path, text)
 
 
-def strip_of(path: Path, start_s: float, end_s: float | None) -> bytes:
+def strip_of(path: Path, start_s: float, end_s: float | None, audio_path: Path | None = None) -> bytes:
     """A clip as a small JPEG: frames over its waveform; nothing of a clip that cannot be read."""
     from avgen.data.media import MediaError
 
     try:
-        return _drawn(path, start_s, end_s)
+        return _drawn(path, start_s, end_s, audio_path)
     except (MediaError, OSError):
         return b""
 
 
-def _drawn(path: Path, start_s: float, end_s: float | None) -> bytes:
+def _drawn(path: Path, start_s: float, end_s: float | None, audio_path: Path | None) -> bytes:
     from avgen.data.contact_sheet import contact_sheet
     from avgen.data.media import probe, read_clip
 
     info = probe(path)
     begin = max(start_s, info.start_s)
     last = info.end_s if end_s is None else min(end_s, info.end_s)
+    last = max(min(last, begin + STRIP_S), begin + 0.05)
     size = None
     if info.video is not None:
         scale = STRIP_HEIGHT / info.video.height
         size = (STRIP_HEIGHT, max(8, round(info.video.width * scale)))
-    window = read_clip(
+    clip = read_clip(
         path,
         begin,
-        max(last, begin + 0.05),
-        fps=None if size is None else min(30.0, max(1.0, STRIP_FRAMES / max(last - begin, 0.05))),
+        last,
+        audio=None if audio_path is None or size is None else False,
+        fps=None if size is None else min(30.0, max(1.0, STRIP_FRAMES / (last - begin))),
         size=size,
         chroma="fast",
         sample_rate_hz=None if info.audio is None else 8000,
         threads=1,
-    )
-    sheet = contact_sheet([window.clip], width=STRIP_WIDTH, most_frames=STRIP_FRAMES, wave_height=36)
+    ).clip
+    if audio_path is not None:
+        wanted: dict[str, Any] = {"sample_rate_hz": 8000, "threads": 1, "may_be_empty": True}
+        sound = read_clip(audio_path, begin, last, video=False, **wanted).clip
+        clip = replace(clip, audio=sound.audio, sample_rate_hz=sound.sample_rate_hz)
+    sheet = contact_sheet([clip], width=STRIP_WIDTH, most_frames=STRIP_FRAMES, wave_height=36)
     with io.BytesIO() as file:
         sheet.save(file, "JPEG", quality=72)
         return file.getvalue()

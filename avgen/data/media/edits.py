@@ -26,7 +26,7 @@ class Edit:
 
 
 def read_edits(path: Path) -> dict[int, Edit] | None:
-    """Track id -> its edit. None where there is nothing to apply or the list is more than one piece of the media."""
+    """Track id -> its edit, of picture and sound. None where there is nothing to apply or more than one piece."""
     with path.open("rb") as file:
         try:
             return _movie(file, path.stat().st_size)
@@ -52,6 +52,8 @@ def _movie(file: BinaryIO, size: int) -> dict[int, Edit] | None:
         file.seek(header + (20 if version else 12))
         (track,) = struct.unpack(">I", file.read(4))
         media = child(file, start, end, b"mdia")
+        if _handler(file, *media) not in (b"vide", b"soun"):  # chapters, subtitles: nothing here is cut by their lists
+            continue
         edit = _edit(file, start, end, scale, _timescale(file, child(file, *media, b"mdhd")[0]))
         if edit is None:
             return None
@@ -83,6 +85,12 @@ def _entries(file: BinaryIO, start: int, end: int) -> list[tuple[int, int, int]]
     if count * length > end - start - 8:
         raise ValueError("more edits than fit into their box")
     return [struct.unpack(form, file.read(length)) for _ in range(count)]
+
+
+def _handler(file: BinaryIO, start: int, end: int) -> bytes:
+    """Of which kind a track is."""
+    file.seek(child(file, start, end, b"hdlr")[0] + 8)
+    return file.read(4)
 
 
 def _timescale(file: BinaryIO, start: int) -> int:

@@ -60,7 +60,7 @@ def read_frames(
     def show(until: int | None) -> None:
         """Give the current frame to every instant before the next one's start."""
         nonlocal out, filled
-        first = filled
+        painted = filled
         while filled < instants.count:
             if until is not None and due[filled] > until:
                 return
@@ -68,10 +68,10 @@ def read_frames(
                 raise source.error(f"the picture at {float(source.time(stream, last)):.3f} s is damaged")
             if out is None:
                 out = renderer.canvas(instants.count, renderer.size_of(current, stream.sample_aspect_ratio))
-            if filled == first:
+            if filled == painted:
                 renderer.paint(current, stream.sample_aspect_ratio, into=out[filled])
             else:
-                out[filled] = out[first]
+                out[filled] = out[painted]
             filled += 1
 
     for frame in decoded:
@@ -129,20 +129,34 @@ def _lasting(stream: Any, frame: Any) -> Fraction:
 def walk_frames(
     source: Source, counter: Counter, start: Fraction, end: Fraction | None
 ) -> Iterator[tuple[Fraction, Fraction, Any]]:
-    """Every frame shown within [start, end): when it comes on screen, how long its own header holds it, the frame."""
+    """Every frame shown within [start, end): when it comes on screen, for how long, the frame.
+
+    It stays until the next one comes. Its own header often does not know (Matroska; mp4 with B-frames), so only the
+    last one is held for as long as that says.
+    """
     opens, closes = source.shown(source.video)
-    last: Fraction | None = None
-    for frame in _decoded(source, counter, *_packets_from_keyframe(source, max(start, opens))):
+    begins = max(start, opens)
+    shown: Any = None
+    since = begins
+    for frame in chain(_decoded(source, counter, *_packets_from_keyframe(source, begins)), [None]):
         stream = source.video  # not before: positioning may open the file anew
-        at = source.time(stream, frame.pts)
+        if frame is not None:
+            at = source.time(stream, frame.pts)
+        elif shown is not None:
+            at = since + _lasting(stream, shown)
+        else:
+            return
+        if shown is not None:
+            if at <= since:
+                continue  # two frames for one moment: the later was never seen
+            until = at if closes is None else min(at, closes)
+            if until > begins:
+                if shown.is_corrupt:
+                    raise source.error(f"the picture at {float(since):.3f} s is damaged")
+                yield since, until - since, shown
         if (end is not None and at >= end) or (closes is not None and at >= closes):
             return
-        lasts = _lasting(stream, frame)
-        if (last is None or at > last) and at + lasts > max(start, opens):
-            if frame.is_corrupt:
-                raise source.error(f"the picture at {float(at):.3f} s is damaged")
-            last = at
-            yield at, lasts, frame
+        shown, since = frame, at
 
 
 def _decoded(source: Source, counter: Counter, packets: Iterator[Any], clean_from: int | None) -> Iterator[Any]:

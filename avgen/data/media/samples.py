@@ -22,10 +22,11 @@ HOLE_S = Fraction(2, 1000)
 
 @dataclass(frozen=True)
 class Piece:
-    """One decoded frame of sound."""
+    """One decoded frame of sound. Of one long before the window only the time is kept: it anchors those after it."""
 
     at: int  # ticks of the stream, as the container rounds its time
-    wave: np.ndarray  # (channels, S)
+    size: int  # samples
+    wave: np.ndarray  # (channels, size), or (channels, 0)
     stated: int  # ticks that the container says it lasts; 0 = it does not say
 
 
@@ -85,6 +86,7 @@ def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | 
     packets = _packets_before(source, start)
     stream, own_rate = source.audio, source.sample_rate_hz
     last = None if end is None else source.ticks(stream, end + HOLE_S)
+    early = True  # what sounds long before the window is not kept: an hour of it would be 1.4 GB
     for packet in packets:
         counter.packets += 1
         if last is not None and packet.pts is not None and packet.pts > last:
@@ -102,7 +104,10 @@ def _decoded(source: Source, counter: Counter, start: Fraction, end: Fraction | 
                 raise source.error(f"changes its sample rate from {own_rate} to {frame.sample_rate} Hz")
             if frame.pts is None:
                 raise source.error("has sound without timestamps")
-            yield Piece(frame.pts, to_float(frame), packet.duration or 0)
+            ends = source.time(stream, frame.pts) + Fraction(frame.samples, own_rate)
+            early = early and ends < start - PREROLL_S
+            wave = np.empty((frame.layout.nb_channels, 0), np.float32) if early else to_float(frame)
+            yield Piece(frame.pts, frame.samples, wave, packet.duration or 0)
     return False
 
 
@@ -145,15 +150,17 @@ def _placed(source: Source, pieces: list[Piece]) -> list[Stretch]:
             runs.append([])
             expected = piece.at * per_tick
         runs[-1].append(piece)
-        expected += piece.wave.shape[-1] * per_sample
+        expected += piece.size * per_sample
     opens, closes = source.shown(source.audio)
     low = ceil(opens * own_rate - Fraction(1, 2))
     stretches = []
     for run in runs:
-        at, wave = _anchor(source, run), _joined(source, run)
+        first, wave = _anchor(source, run), _joined(source, run)
+        at = first + sum(piece.size - piece.wave.shape[-1] for piece in run)  # of what is kept of it
         high = at + wave.shape[-1] if closes is None else ceil(closes * own_rate)
-        begin, stop = max(at, low), min(at + wave.shape[-1], high)
+        begin, stop = max(first, low), min(at + wave.shape[-1], high)
         if begin < stop:
+            begin = min(max(begin, at), stop)
             stretches.append(Stretch(begin, wave[:, begin - at : stop - at]))
     return stretches
 
@@ -167,7 +174,7 @@ def _units(source: Source) -> tuple[int, int]:
 def _anchor(source: Source, run: list[Piece]) -> int:
     """Where a run of frames starts, in samples: the median over what each of them says."""
     own_rate = source.sample_rate_hz
-    sizes = [piece.wave.shape[-1] for piece in run]
+    sizes = [piece.size for piece in run]
     offsets = [0, *accumulate(sizes)][:-1]
     usual = max(set(sizes), key=sizes.count)
     full = [i for i, size in enumerate(sizes) if size == usual]  # a trimmed frame's time is the most rounded
