@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = 1  # of the columns and of the header: raise it when an older reader would misread a store
-PREPARED = 2  # raise it whenever the same clip would be prepared differently: what older code prepared is then stale
+PREPARED = 1  # raise it whenever the same clip would be prepared differently: what older code prepared is then stale
 HEADER = b"avgen.store"  # key of the header in the schema's metadata
 SHARD = b"avgen.shard"  # key of the fingerprint in the metadata of a single data file
 DATA_VERSION = "2.1"  # of Lance's file format: a large value costs one look-up and one read, not a page
