@@ -9,7 +9,7 @@ import base64
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -340,7 +340,27 @@ class Rules:
 
     def alone(self) -> dict[str, Rule]:
         """The rules that need one clip only; the others compare clips."""
-        return {f.name: rule for f in fields(self) if isinstance(rule := getattr(self, f.name), Rule)}
+        return {
+            "unreadable": self.unreadable,
+            "beyond_end": self.beyond_end,
+            "no_picture": self.no_picture,
+            "no_sound": self.no_sound,
+            "variable_rate": self.variable_rate,
+            "start_offset": self.start_offset,
+            "end_gap": self.end_gap,
+            "silent": self.silent,
+            "silent_part": self.silent_part,
+            "clipping": self.clipping,
+            "false_stereo": self.false_stereo,
+            "static": self.static,
+            "frozen": self.frozen,
+            "black": self.black,
+            "untied": self.untied,
+            "caption_missing": self.caption_missing,
+            "caption_long": self.caption_long,
+            "caption_twice": self.caption_twice,
+            "caption_garbled": self.caption_garbled,
+        }
 
     def findings(self, record: Record, clip: Measures) -> Iterator[Finding]:
         """What is wrong with this clip, seen alone."""
