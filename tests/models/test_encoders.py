@@ -323,21 +323,18 @@ def test_an_encoder_that_is_not_there_is_an_error_of_one_line() -> None:
         TransformersText.load("/nowhere/at/all")
 
 
-def test_a_pipelines_folders(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    transformers.UMT5EncoderModel.from_pretrained(folders("umt5")).save_pretrained(tmp_path / "text_encoder")
-    save_tokenizer(tmp_path / "tokenizer", ("", "</s>"))
-    encoder = TransformersText.load(tmp_path, max_length=16, subfolder="text_encoder")
-    assert torch.equal(encoder.encode(CAPTIONS).x, TransformersText.load(folders("umt5"), 16).encode(CAPTIONS).x)
-
-
-def test_a_pipelines_second_encoder_has_the_second_tokenizer(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    transformers.UMT5EncoderModel.from_pretrained(folders("umt5")).save_pretrained(tmp_path / "text_encoder_2")
-    save_qwen_tokenizer(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=rf"the tokenizer in {tmp_path}/tokenizer_2 cannot be read: [^\n]*$"):
-        TransformersText.load(tmp_path, max_length=16, subfolder="text_encoder_2")
-    save_tokenizer(tmp_path / "tokenizer_2", ("", "</s>"))
-    encoder = TransformersText.load(tmp_path, max_length=16, subfolder="text_encoder_2")
-    assert torch.equal(encoder.encode(CAPTIONS).x, TransformersText.load(folders("umt5"), 16).encode(CAPTIONS).x)
+@pytest.mark.parametrize("number", ["", "_2"])
+def test_a_pipelines_folders(number: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    """A second encoder has the second tokenizer, whatever the first is."""
+    encoder, tokenizer = f"text_encoder{number}", f"tokenizer{number}"
+    transformers.UMT5EncoderModel.from_pretrained(folders("umt5")).save_pretrained(tmp_path / encoder)
+    if number:
+        save_qwen_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=rf"the tokenizer in {tmp_path}/{tokenizer} cannot be read: [^\n]*$"):
+        TransformersText.load(tmp_path, max_length=16, subfolder=encoder)
+    save_tokenizer(tmp_path / tokenizer, ("", "</s>"))
+    read = TransformersText.load(tmp_path, max_length=16, subfolder=encoder)
+    assert torch.equal(read.encode(CAPTIONS).x, TransformersText.load(folders("umt5"), 16).encode(CAPTIONS).x)
 
 
 def test_another_encoders_tokenizer_is_refused(folders: Callable[[str], Path], tmp_path: Path) -> None:
