@@ -123,7 +123,7 @@ def test_the_content_hash_is_of_what_is_read_back(whole):
 
 def test_a_caption_is_encoded_once_and_for_other_stores_too(clips, tmp_path, monkeypatch):
     encoder = Widths()
-    monkeypatch.setattr("avgen.models.encoders.TransformersText.load", lambda *_: encoder)
+    monkeypatch.setattr("avgen.models.encoders.TransformersText.load", lambda *_, **__: encoder)
     text, out = TextFiles("some/encoder"), tmp_path / "latents"
     assert prepare(settings(clips, out, text=text), quiet(), Place()) == 0
     rows = everything(Store.open(out))
