@@ -46,13 +46,16 @@ class DemoConfig:
     steps: int = 300  # of training, in each round
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
+    candidate_steps: int | None = None  # of those that pairs are made of; null: as many
     control: Literal["each", "first"] = "each"  # repetitions that also train on clips, for as long as pairs took
     ablations: tuple[str, ...] = ()  # of sum, modality, sound (it alone), weak, strong (betas / 4, x 4), no_anchor
     train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 
     def __post_init__(self) -> None:
-        at_least_one(self, "prompts", "held_out", "steps", "rounds", "per_prompt")
+        at_least_one(self, "prompts", "held_out", "steps", "rounds", "per_prompt", "solver_steps")
+        if self.candidate_steps is not None:
+            at_least_one(self, "candidate_steps")
         if self.candidates < 2:
             raise ValueError(f"candidates={self.candidates} must be at least 2: a pair has two clips")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

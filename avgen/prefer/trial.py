@@ -123,6 +123,7 @@ class Size:
     steps: int
     rounds: int
     solver_steps: int
+    candidate_steps: int | None  # null: solver_steps
     mode: str
     task: str
     train: tuple[str, ...]  # further keys of avgen train, of every arm
@@ -152,9 +153,18 @@ class Trial:
         decides = (self.weights, self.seed, self.size.solver_steps, self.size.task, *decides)
         return self.out / f"{name}_{fingerprint(decides)[:8]}"
 
+    @property
+    def sampling(self) -> tuple[int, ...]:
+        """What decides the candidates of a round, besides the model."""
+        return self.size.prompts, self.size.candidates, self.candidate_steps
+
+    @property
+    def candidate_steps(self) -> int:
+        return self.size.candidate_steps or self.size.solver_steps
+
     def own(self, name: str, arm: Arm) -> Path:
         """An arm's folder."""
-        made = (self.size.prompts, self.size.candidates, self.size.steps, self.size.rounds)
+        made = (*self.sampling, self.size.steps, self.size.rounds)
         # what is compiled learns the same
         return self.folder(name, made, replace(self.taught(arm), compile=True), self.mining(arm))
 
@@ -178,12 +188,12 @@ class Trial:
         folder = self.folder(f"held_out_{name}", str(model), self.size.held_out)
         prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
         write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out, self.size.task)
-        self.sampled(model, prompts, clips, HELD_OUT_CLIPS)
+        self.sampled(model, prompts, clips, HELD_OUT_CLIPS, self.size.solver_steps)
         self.scored(prompts, clips, scores, METRICS)
         return values_of(scores)
 
-    def sampled(self, model: Path, prompts: Path, clips: Path, each: int) -> float:
-        how = (f"samples={each}", f"seed={self.seed * 1000}", f"solver.steps={self.size.solver_steps}")
+    def sampled(self, model: Path, prompts: Path, clips: Path, each: int, steps: int) -> float:
+        how = (f"samples={each}", f"seed={self.seed * 1000}", f"solver.steps={steps}")
         what = (f"task={self.size.task}", f"prompts={prompts}", f"out={clips}", f"batch={BATCH}")
         return self.ledger.run(["sample", f"model={model}", *what, *how, "precision=auto"], self.processes)
 
@@ -202,11 +212,11 @@ class Trial:
         run, model, start, spent, training = self.model, self.model, self.model / "model", 0.0, 0.0
         for number in range(1, self.size.rounds + 1):
             # candidates of the first round are every arm's: all go on from one model
-            first = self.folder("candidates", self.size.prompts, self.size.candidates)
+            first = self.folder("candidates", *self.sampling)
             whose = first if number == 1 else own / f"candidates_{number}"
             prompts, clips, scores = whose / "prompts.jsonl", whose / "clips", whose / "scores"
             write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts, self.size.task)
-            spent += self.sampled(model, prompts, clips, self.size.candidates)
+            spent += self.sampled(model, prompts, clips, self.size.candidates, self.candidate_steps)
             spent += self.scored(prompts, clips, scores, "[toybox]")
             pairs, run = own / f"pairs_{number}", own / f"run_{number}"
             mined = [f"clips={clips}", f"results={scores}", f"out={pairs}", *self.how(arm)]

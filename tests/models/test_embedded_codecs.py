@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from avgen import command
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.reader import Score, read_events, score
+from avgen.models import fit_codecs
 from avgen.models.codec_report import main as report_main
 from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
@@ -257,7 +258,13 @@ def test_stereo_keeps_each_channels_level():
     torch.testing.assert_close(balance[0], balance[1], rtol=0, atol=3)  # dB
 
 
-def test_a_pair_is_fitted_once_for_each_choice_of_clips(tmp_path):
+@pytest.fixture
+def few_steps(monkeypatch):
+    """For what holds however long a decoder is trained."""
+    monkeypatch.setattr(fit_codecs, "STEPS", {"video": (15, 0.0, 15), "audio": (15, 0.0, 15)})
+
+
+def test_a_pair_is_fitted_once_for_each_choice_of_clips(few_steps, tmp_path):
     small = ToyboxConfig(height=8, width=8, sample_rate_hz=8000, kinds=("lamp",), scenes=("single",))
     first = load_or_fit(tmp_path, small, n_clips=8)
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
@@ -268,8 +275,7 @@ def test_a_pair_is_fitted_once_for_each_choice_of_clips(tmp_path):
     assert len({fit_folder(tmp_path, w, n, s) for w in (small, WORLD) for n in (8, 9) for s in (0, 1)}) == 8
 
 
-@pytest.mark.slow
-def test_the_command_fits_what_the_function_fits(tmp_path, capsys):
+def test_the_command_fits_what_the_function_fits(few_steps, tmp_path, capsys):
     assert (
         fit_main([f"out={tmp_path}", "n_clips=16", "world.height=8", "world.width=8", "world.sample_rate_hz=8000"]) == 0
     )

@@ -63,11 +63,11 @@ def test_what_is_made_otherwise_lies_elsewhere(tmp_path):
 
     def places(**changes):
         one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(size, **changes), 1)
-        return one.folder("candidates", one.size.prompts, one.size.candidates), one.mined("pairs", arm)
+        return one.folder("candidates", *one.sampling), one.mined("pairs", arm)
 
     candidates, pairs = places()
     assert places() == (candidates, pairs)
-    for changes in ({"prompts": 7}, {"candidates": 3}, {"solver_steps": 5}):
+    for changes in ({"prompts": 7}, {"candidates": 3}, {"solver_steps": 5}, {"candidate_steps": 5}):
         assert not set(places(**changes)) & {candidates, pairs}
     for changes in ({"mode": "sum"}, {"steps": 9}, {"per_prompt": 1}, {"train": ("preference.anchor=0",)}):
         again, others = places(**changes)
