@@ -22,11 +22,12 @@ from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gai
 EXAMPLES = (
     "python -m avgen.prefer.demo model=runs/toybox",
     "python -m avgen.prefer.demo 'seeds=[0,1,2]'",
-    "python -m avgen.prefer.demo 'ablations=[sum,modality,sound,weak,strong,no_anchor]'",
+    "python -m avgen.prefer.demo 'ablations=[all,modality,sound,weak,strong,anchor]'",
 )
 BEFORE = "before"
-ABLATIONS = ("sum", "modality", "sound", "weak", "strong", "no_anchor")
+ABLATIONS = ("all", "modality", "sum", "sound", "weak", "strong", "anchor", "no_anchor")
 SOUND = "groups={sync:{metrics:{toybox.sync:1.0},trains:[audio]}}"
+ANCHORS = {"anchor": 1.0, "no_anchor": 0.0}
 STRENGTH = 4.0  # what the betas of weak and strong are divided and multiplied by
 
 
@@ -37,18 +38,19 @@ class DemoConfig:
     model: Path | None = None  # the training run to improve; null: the one of `make demo`, in runs/demo
     out: Path = Path("runs/demo_dpo")  # everything made, figures.json and gains.png
     seeds: tuple[int, ...] = (0,)  # a repetition each: of prompts, noise and training
-    prompts: int = 200  # that candidates are made of, in each round
+    prompts: int = 150  # that candidates are made of, in each round
     candidates: int = 6  # clips of each
-    per_prompt: int = 2  # most pairs of each
+    per_prompt: int = 3  # most pairs of each
     held_out: int = 150  # prompts to compare by
-    mode: str = "all"  # as in avgen prefer
+    mode: str = "sum"  # as in avgen prefer
     task: Literal["t2av", "v2a", "a2v"] = "t2av"  # of all clips
-    steps: int = 300  # of training, in each round
-    rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
+    steps: int = 150  # of training, in each round
+    rounds: int = 3  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
-    candidate_steps: int | None = None  # of those that pairs are made of; null: as many
+    candidate_steps: int | None = 8  # of those that pairs are made of; null: as many
     control: Literal["each", "first"] = "each"  # repetitions that also train on clips, for as long as pairs took
-    ablations: tuple[str, ...] = ()  # of sum, modality, sound (it alone), weak, strong (betas / 4, x 4), no_anchor
+    # of all, modality, sum, sound (it alone), weak, strong (betas / 4, x 4), anchor, no_anchor
+    ablations: tuple[str, ...] = ()
     train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 
@@ -81,7 +83,9 @@ def ablated(name: str, train: Sequence[str]) -> Arm:
         )
     if name == "sound":
         return Arm(mode="modality", mine=(SOUND,))
-    return Arm(("preference.anchor=0",)) if name == "no_anchor" else Arm(mode=name)
+    if name in ANCHORS:
+        return Arm((f"preference.anchor={ANCHORS[name]}",))
+    return Arm(mode=name)
 
 
 def trained(asked: Path | None, demo: Path = Path("runs/demo")) -> Path:

@@ -69,7 +69,7 @@ def test_what_is_made_otherwise_lies_elsewhere(tmp_path):
     assert places() == (candidates, pairs)
     for changes in ({"prompts": 7}, {"candidates": 3}, {"solver_steps": 5}, {"candidate_steps": 5}):
         assert not set(places(**changes)) & {candidates, pairs}
-    for changes in ({"mode": "sum"}, {"steps": 9}, {"per_prompt": 1}, {"train": ("preference.anchor=0",)}):
+    for changes in ({"mode": "all"}, {"steps": 9}, {"per_prompt": 1}, {"train": ("preference.anchor=2",)}):
         again, others = places(**changes)
         assert again == candidates  # the same candidates serve
         assert others != pairs
@@ -87,18 +87,18 @@ def trained_with(monkeypatch, one, name, arm):
 
 
 def test_an_ablation_holds_against_keys_of_the_users(tmp_path, monkeypatch):
-    train = ("preference.anchor=5", "preference.beta_video=800")
-    one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(DemoConfig().size, train=train), 1)
+    train = ("preference.anchor=5", "preference.beta_video=0.8")
+    one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(DemoConfig().size, rounds=1, train=train), 1)
     assert trained_with(monkeypatch, one, "pairs", trial.ARMS["pairs"]).preference.anchor == 5
     assert trained_with(monkeypatch, one, "no_anchor", ablated("no_anchor", train)).preference.anchor == 0
-    assert trained_with(monkeypatch, one, "weak", ablated("weak", train)).preference.beta_video == 200
+    assert trained_with(monkeypatch, one, "weak", ablated("weak", train)).preference.beta_video == 0.2
 
 
 def test_clips_are_those_the_model_knows_the_kind_of_and_take_as_long(tmp_path, monkeypatch):
     learned = load(TrainConfig, "train", ["recipe=toybox", "data.late_share=0.5", "data.world.scenes=[single,turn]"])
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "run.json").write_text(json.dumps({"config": to_plain(learned)}))
-    size = replace(DemoConfig().size, steps=60, train=("lora=null", "optimizer.lr=3e-5", "compile=true"))
+    size = replace(DemoConfig().size, rounds=1, steps=60, train=("lora=null", "optimizer.lr=3e-5", "compile=true"))
     clips = trained_with(
         monkeypatch, trial.Trial(tmp_path / "model", tmp_path, 2, size, 1), "clips", trial.ARMS["clips"]
     )
@@ -127,9 +127,9 @@ def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
 
 
 def test_each_ablation_changes_one_thing():
-    arms = {name: ablated(name, ["preference.beta_video=800", "preference.beta_audio=400"]) for name in ABLATIONS}
-    assert arms["weak"].words == ("preference.beta_video=200.0", "preference.beta_audio=100.0")
-    assert arms["strong"].words == ("preference.beta_video=3200.0", "preference.beta_audio=1600.0")
+    arms = {name: ablated(name, ["preference.beta_video=0.2", "preference.beta_audio=0.1"]) for name in ABLATIONS}
+    assert arms["weak"].words == ("preference.beta_video=0.05", "preference.beta_audio=0.025")
+    assert arms["strong"].words == ("preference.beta_video=0.8", "preference.beta_audio=0.4")
     assert arms["sum"] == trial.Arm(mode="sum")
     mined = load(
         PreferConfig, "prefer", ["clips=a", "results=b", "out=c", f"mode={arms['sound'].mode}", *arms["sound"].mine]
