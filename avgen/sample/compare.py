@@ -1,4 +1,4 @@
-"""`python -m avgen.sample.compare model=DIR`: what one way of guiding a model brings over another.
+"""`python -m avgen.sample.compare guidance.audio.cross=4`: what one way of guiding a model brings over another.
 
 Both make the same held-out items from the same noise, so figures are compared clip by clip and the interval is that
 of the difference.

@@ -33,8 +33,9 @@ def open_for(device: torch.device, path: Path, attention: str | None) -> AVPipel
     return pipeline
 
 
-def open_pipeline(path: Path) -> AVPipeline:
+def open_pipeline(path: str | Path) -> AVPipeline:
     """The pipeline in a folder; or of a training run, given the run's folder or the model/ in it."""
+    path = Path(path)
     if not path.is_dir():
         raise ValueError(f"model={path}: no such folder")
     if (path / "model_index.json").is_file():
