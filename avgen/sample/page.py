@@ -53,7 +53,6 @@ def serve(studio: Studio, config: AppConfig) -> gr.Blocks:
             share=False,
             ssr_mode=False,
             footer_links=[],
-            allowed_paths=[str(studio.out.resolve())],
             max_file_size=config.largest,
             theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "monospace"]),
             css=CSS,
@@ -194,7 +193,7 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                 )
                 return studio.make(sample, lambda done, of: progress((done, of), desc="making", unit="steps"))
 
-            return results(said_plainly(asked))
+            return results(said_plainly(asked), page.move_resource_to_block_cache)
 
         button.click(
             make,
@@ -243,14 +242,16 @@ def said_plainly(make: Callable[[], Shown]) -> Shown:
         raise gr.Error(html.escape(said), duration=None, print_exception=False) from error
 
 
-def results(shown: Shown) -> list[Any]:
+def results(shown: Shown, copied: Callable[[str], str | None]) -> list[Any]:
+    """What the page shows, of copies: where the files themselves are served, so is what others gave and asked."""
+    clip, sheet, line = (copied(str(path)) for path in (shown.clip, shown.sheet, shown.line))
     picture = shown.has_picture
     lines = [*shown.notes, f"{shown.clip.name}, made in {shown.seconds:.1f} s"]
     return [
-        gr.update(value=str(shown.clip) if picture else None, visible=picture),
-        gr.update(value=None if picture else str(shown.clip), visible=not picture),
-        str(shown.sheet),
+        gr.update(value=clip if picture else None, visible=picture),
+        gr.update(value=None if picture else clip, visible=not picture),
+        sheet,
         "".join(f"<p>{html.escape(line)}</p>" for line in lines),
-        gr.update(value=str(shown.clip), visible=True),
-        gr.update(value=str(shown.line), visible=True),
+        gr.update(value=clip, visible=True),
+        gr.update(value=line, visible=True),
     ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import threading
+import uuid
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +86,6 @@ def test_what_people_give_is_kept_and_told_apart(pipe, asked, tmp_path):
     assert studio.make(replace(asked, task="v2a", video=again)) == shown
     video.write_bytes(b"another")
     assert studio.keep(video) != kept
-    video.unlink()
     assert str(kept) in " ".join(shown.notes)
 
 
@@ -123,15 +125,63 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     )
 
 
-@pytest.fixture
-def url(pipe, asked):
+@contextmanager
+def served(pipe, out, **config):
     pytest.importorskip("gradio", reason="no gradio: install the demo extra")
     from avgen.sample.app import AppConfig
     from avgen.sample.page import serve
 
-    served = serve(Studio(pipe, asked.out, 30), AppConfig(out=asked.out, solver=QUICK))
-    yield served.local_url
-    served.close()
+    page = serve(Studio(pipe, out, 30), AppConfig(out=out, **{"solver": QUICK, **config}))
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture
+def url(pipe, asked, tmp_path, monkeypatch):
+    """Of a page whose folder is neither where it was started nor among temporary files: gradio lets both be shown."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with served(pipe, asked.out) as address:
+        yield address
+
+
+def ask(url, **changed):
+    """What the button does with the form as it first stands, but for the fields of these labels; what it is told."""
+    import httpx  # gradio's own
+
+    page = httpx.get(f"{url}config").json()
+    parts = {part["id"]: part for part in page["components"]}
+    make = max(page["dependencies"], key=lambda event: len(event["inputs"]))
+    fields = [parts[i] for i in make["inputs"]]
+    first = [f["props"].get("value") or ("" if f["type"] == "textbox" else None) for f in fields]
+    data = [changed.get(f["props"]["label"], value) for f, value in zip(fields, first, strict=True)]
+    who = uuid.uuid4().hex
+    with httpx.Client(base_url=f"{url}gradio_api", timeout=TIMEOUT_MS / 1000) as server:
+        server.post("/queue/join", json={"data": data, "fn_index": make["id"], "session_hash": who}).raise_for_status()
+        with server.stream("GET", "/queue/data", params={"session_hash": who}) as told:
+            done = next(line for line in told.iter_lines() if '"process_completed"' in line)
+    return json.loads(done.removeprefix("data:"))["output"]
+
+
+def upload(url, path):
+    import httpx
+
+    (there,) = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, path.read_bytes())}).json()
+    return {"path": there, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_a_visitor_can_fetch_the_clip_and_no_file_of_the_folder(url, asked, tmp_path):
+    import httpx
+
+    shown = ask(url, Task="v2a", Video=upload(url, files(tmp_path)["video"]))
+    clip = shown["data"][0]["value"]
+    fetched = httpx.get(clip["url"])
+    (line,) = read_manifest(asked.out)
+    assert fetched.status_code == 200
+    assert fetched.content == (asked.out / line["file"]).read_bytes()
+    for kept in (asked.out / "manifest.jsonl", asked.out / line["file"], Path(line["video"])):
+        assert kept.is_file()
+        assert httpx.get(f"{url}gradio_api/file={kept}").status_code == 403
 
 
 def choose(shown, task):
