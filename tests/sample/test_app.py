@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,8 +85,38 @@ def test_what_people_give_is_kept_and_told_apart(pipe, asked, tmp_path):
     again.write_bytes(video.read_bytes())
     assert studio.make(replace(asked, task="v2a", video=again)) == shown
     video.write_bytes(b"another")
-    assert studio.keep(video) != kept
+    assert studio.keep(video, ExitStack()) != kept
     assert str(kept) in " ".join(shown.notes)
+
+
+def test_of_a_refused_request_nothing_is_kept_but_what_others_gave(pipe, asked, tmp_path):
+    studio, given = Studio(pipe, asked.out, 30), files(tmp_path)
+    wrong = tmp_path / "wrong.mp4"
+    wrong.write_bytes(b"this is no video")
+    too_long = replace(asked, task="v2a", video=given["video"], duration_s=40.0)
+    nothing_to_add = replace(asked, task="extend", video=given["video"])  # known only when it is read
+    for refused in (replace(asked, task="v2a", video=wrong), too_long, nothing_to_add):
+        with pytest.raises(ValueError, match=r"cannot be opened|more than the 30 s|leaves nothing to add"):
+            studio.make(refused)
+        assert list(studio.given.iterdir()) == []
+    shown = studio.make(replace(too_long, duration_s=None))
+    (kept,) = studio.given.iterdir()
+    with pytest.raises(ValueError, match="more than the 30 s"):
+        studio.make(too_long)
+    assert list(studio.given.iterdir()) == [kept]
+    assert studio.make(replace(too_long, duration_s=None)) == shown
+
+
+def test_a_copy_that_fails_leaves_nothing(pipe, asked, tmp_path, monkeypatch):
+    def full(source, target):
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    studio, video = Studio(pipe, asked.out, 30), files(tmp_path)["video"]
+    monkeypatch.setattr("avgen.sample.studio.shutil.copyfile", full)
+    with pytest.raises(OSError, match="no space left"):
+        studio.make(replace(asked, task="v2a", video=video))
+    assert list(studio.given.iterdir()) == []
 
 
 def test_two_who_ask_at_once_each_get_theirs(pipe, asked):
