@@ -122,7 +122,9 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                         step=1,
                         label=f"Steps ({config.solver.kind})",
                     )
-                    text = gr.Slider(1, max(8, weight), weight, step=0.1, label="Weight of the text (1: off)")
+                    text = gr.Slider(
+                        min(1, weight), max(8, weight), weight, step=0.1, label="Weight of the text (1: off)"
+                    )
                 button = gr.Button("Make", variant="primary", elem_id="make")
             with gr.Column(min_width=320):
                 clip = gr.Video(label="Clip", interactive=False, loop=True, height=360, buttons=[], elem_id="clip")

@@ -17,6 +17,7 @@ from PIL import Image
 from avgen.__main__ import main
 from avgen.data.media import probe
 from avgen.sample.config import SampleConfig
+from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit
 from avgen.sample.jobs import read_manifest
 from avgen.sample.solvers import SolverConfig
@@ -212,6 +213,15 @@ def test_a_visitor_can_fetch_the_clip_and_no_file_of_the_folder(url, asked, tmp_
     for kept in (asked.out / "manifest.jsonl", asked.out / line["file"], Path(line["video"])):
         assert kept.is_file()
         assert httpx.get(f"{url}gradio_api/file={kept}").status_code == 403
+
+
+@pytest.mark.parametrize(("text", "steps"), [(0.5, 2), (12.0, 101)])
+def test_the_form_can_be_sent_as_the_page_was_started(pipe, asked, text, steps):
+    guided = Guidance(ModalityGuidance(text=text), ModalityGuidance(text=text))
+    with served(pipe, asked.out, guidance=guided, solver=SolverConfig("euler", steps)) as url:
+        assert "error" not in ask(url)
+    (line,) = read_manifest(asked.out)
+    assert (line["guidance"]["video"]["text"], line["solver"]["steps"]) == (text, steps)
 
 
 def choose(shown, task):
