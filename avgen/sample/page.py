@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ TASKS = {
     "inpaint": "Make part of a clip anew",
 }
 WANTED = {"image": "an image", "video": "a video", "audio": "a sound"}
+# what the command line's words in a message are called on the page
+CALLED = {"duration_s": "Duration", "edit.hole_s": "the part to make anew"} | {f"task={t}": s for t, s in TASKS.items()}
 # small pictures are shown as the pixels they are
 CSS = """
 #clip video { image-rendering: pixelated; }
@@ -174,6 +177,8 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
             def asked() -> Shown:
                 if missing := sorted(needed - set(taken)):
                     raise ValueError(f"{TASKS[name]} needs {' and '.join(WANTED[kind] for kind in missing)}")
+                if name == "extend" and not taken:
+                    raise ValueError(f"{TASKS[name]} needs a video, a sound or both: what is to go on")
                 guidance = config.guidance
                 if weight != guidance.video.text:  # moved: until then the sound's weight is the configured one
                     guidance = replace(
@@ -195,7 +200,7 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                 )
                 return studio.make(sample, lambda done, of: progress((done, of), desc="making", unit="steps"))
 
-            return results(said_plainly(asked), page.move_resource_to_block_cache)
+            return results(said_plainly(asked, studio), page.move_resource_to_block_cache)
 
         button.click(
             make,
@@ -233,15 +238,20 @@ def seconds(field: str, words: str) -> float | None:
         raise ValueError(f"{field} = {words.strip()!r} is not a number of seconds, such as 2 or 1.5") from error
 
 
-def said_plainly(make: Callable[[], Shown]) -> Shown:
-    """What a person did wrong is a message on the page; a bug stays a bug."""
+def said_plainly(make: Callable[[], Shown], studio: Studio) -> Shown:
+    """What a person did wrong is a message on the page, in its words; a bug stays a bug."""
     try:
         return make()
     except (ValueError, OSError) as error:
         said = users_error(error)
         if said is None:
             raise
-        raise gr.Error(html.escape(said), duration=None, print_exception=False) from error
+        raise gr.Error(html.escape(in_words(studio.as_given(said))), duration=None, print_exception=False) from error
+
+
+def in_words(said: str) -> str:
+    keys = "|".join(re.escape(key) for key in CALLED)
+    return re.sub(rf"\b({keys})\b", lambda found: CALLED[found[0]], said)
 
 
 def results(shown: Shown, copied: Callable[[str], str | None]) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -34,7 +35,7 @@ class Shown:
     clip: Path
     sheet: Path  # frames over the waveform
     line: Path  # its line of the manifest, alone
-    notes: tuple[str, ...]  # what became of the files given
+    notes: tuple[str, ...]  # what became of the files given, by the names they came under
     seconds: float  # that it took to make
 
     @property
@@ -45,7 +46,7 @@ class Shown:
 class Studio:
     def __init__(self, pipeline: AVPipeline, out: Path, longest_s: float) -> None:
         self.pipeline, self.out, self.longest_s = pipeline, out, longest_s
-        self.given = out / "given"
+        self.given = (out / "given").resolve()  # notes name it alike wherever the page is started from
         self.lock = threading.Lock()  # a model on one device serves one clip after the other
         out.mkdir(parents=True, exist_ok=True)
 
@@ -81,6 +82,10 @@ class Studio:
             partial.replace(kept)
         return kept
 
+    def as_given(self, words: str) -> str:
+        """Words about files that were kept, which are called there as whoever gave them calls them."""
+        return re.sub(re.escape(f"{self.given}/") + "[0-9a-f]{8}_", "", words)
+
     def done(self, job: Job) -> dict[str, Any] | None:
         """The line of the clip, if it was made before and is still there."""
         for line in read_manifest(self.out):
@@ -99,7 +104,7 @@ class Studio:
 
     def shown(self, line: dict[str, Any]) -> Shown:
         name = line["name"]
-        notes = tuple(line["notes"])
+        notes = tuple(self.as_given(note) for note in line["notes"])
         return Shown(self.out / line["file"], self.sheet(name), self.line(name), notes, line["seconds"])
 
     def sheet(self, name: str) -> Path:

@@ -87,7 +87,8 @@ def test_what_people_give_is_kept_and_told_apart(pipe, asked, tmp_path):
     assert studio.make(replace(asked, task="v2a", video=again)) == shown
     video.write_bytes(b"another")
     assert studio.keep(video, ExitStack()) != kept
-    assert str(kept) in " ".join(shown.notes)
+    assert video.name in " ".join(shown.notes)
+    assert kept.name not in " ".join(shown.notes)
 
 
 def test_of_a_refused_request_nothing_is_kept_but_what_others_gave(pipe, asked, tmp_path):
@@ -213,6 +214,22 @@ def test_a_visitor_can_fetch_the_clip_and_no_file_of_the_folder(url, asked, tmp_
     for kept in (asked.out / "manifest.jsonl", asked.out / line["file"], Path(line["video"])):
         assert kept.is_file()
         assert httpx.get(f"{url}gradio_api/file={kept}").status_code == 403
+
+
+def test_what_is_wrong_is_said_in_the_words_of_the_page(url, asked, tmp_path):
+    def told(**changed):
+        return ask(url, **changed)["error"]
+
+    video = upload(url, files(tmp_path)["video"])
+    wrong = tmp_path / "wrong.html"
+    wrong.write_text("<script></script>")
+    assert told(Task="v2a") == "Video to sound needs a video"
+    assert told(Task="extend") == "Extend a clip needs a video, a sound or both: what is to go on"
+    assert told(Task="v2a", Video=upload(url, wrong)).startswith("wrong.html: cannot be opened as media")
+    assert told(Task="extend", Video=video).startswith("Extend a clip: the picture given is 1 s long and Duration=1 ")
+    late = {"Task": "inpaint", "Video": video, "Anew from (s)": "3", "to (s)": "4"}
+    assert told(**late).startswith("in.mp4: the part to make anew=[3,4] lies outside the clip")
+    assert list((asked.out / "given").iterdir()) == []
 
 
 @pytest.mark.parametrize(("text", "steps"), [(0.5, 2), (12.0, 101)])
