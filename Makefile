@@ -47,10 +47,14 @@ $(INSTALLED): pyproject.toml constraints.txt $(BIN)/python
 	VIRTUAL_ENV=.venv $(BIN)/python -m uv pip install -e ".[data,demo,eval,dev]" -c constraints.txt -b constraints.txt
 	@touch $@
 
+# Where Python comes without ensurepip, as in Debian, venv fails and leaves a python without pip: it must go, or the
+# next make would take it for a whole environment.
 $(BIN)/python:
 	@for python in $(or $(PYTHON),python3.12 python3.11 python3 python); do \
 		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then \
-			echo "making .venv with $$($$python --version)"; exec $$python -m venv .venv; \
+			echo "making .venv with $$($$python --version)"; \
+			$$python -m venv .venv && exit; \
+			rm -rf .venv; exit 1; \
 		fi; \
 	done; \
 	echo "avgen needs Python 3.11 or 3.12; $(or $(PYTHON),$$(python3 --version 2>&1)) will not do." >&2; \

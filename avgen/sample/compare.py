@@ -6,52 +6,33 @@ of the difference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.config import to_plain
-from avgen.data.toybox import ToyboxConfig
 from avgen.lines import finite
-from avgen.sample.exam import TASKS, Exam, Reader, crew
+from avgen.sample.exam import Exam, ExamConfig, Reader, crew
+from avgen.sample.figures import refuse_unwritable, write_figures
 from avgen.sample.guidance import Guidance
 from avgen.sample.judge import Estimate, difference, estimate
-from avgen.sample.method import Method, Precision
+from avgen.sample.method import Method
 from avgen.sample.scores import answers, judge_of
-from avgen.sample.solvers import SolverConfig
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(ExamConfig):
     """Which model, which items, and the two ways."""
 
-    model: Path = Path("runs/toybox")  # as in avgen sample
     out: Path = Path("runs/compare.json")  # every figure
-    clips: int = 200  # per task
     tasks: tuple[str, ...] = ("v2a",)  # of t2av, i2av, v2a and a2v
-    world: ToyboxConfig = field(default_factory=lambda: ToyboxConfig(scenes=("single",)))  # its form is the model's
-    seed: int = 0  # of the world, the noise and the bootstrap
-    batch: int = 20  # clips made at once
-    processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
-    solver: SolverConfig = field(default_factory=SolverConfig)
-    guidance: Guidance = field(default_factory=Guidance)
     against: Guidance = field(default_factory=Guidance)  # the other way
-    precision: Precision = "auto"  # of matrix products, by autocast
-    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
 
     def __post_init__(self) -> None:
-        if self.clips < 2 or self.batch < 1:
-            raise ValueError(f"clips={self.clips} must be at least 2 and batch={self.batch} at least 1")
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"processes={self.processes} must be at least 1")
+        super().__post_init__()
         if self.guidance == self.against:
             raise ValueError("guidance and against are the same: change one, as in guidance.audio.cross=4")
-        wrong = [task for task in self.tasks if task not in TASKS]
-        if wrong:
-            raise ValueError(f"tasks={wrong} cannot be scored: choose from {', '.join(TASKS)}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.ranks import this_process
     from avgen.sample.folder import open_for
 
+    refuse_unwritable(config.out)
     console = Console()
     pipeline = open_for(this_process().device, config.model, config.attention)
     method = Method(config.solver, config.guidance, precision=config.precision)
@@ -127,14 +109,8 @@ def main(argv: list[str] | None = None) -> int:
             exam, config.against, reader, config.tasks, config.batch, lambda clips: bar.advance(doing, clips)
         )
     console.print(table(found))
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    said = {
-        "config": to_plain(config),
-        "model": pipeline.fingerprint,
-        "tasks": finite({task: {n: asdict(c) for n, c in figures.items()} for task, figures in found.items()}),
-    }
-    config.out.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
-    console.print(f"figures are in [bold]{config.out}[/bold]")
+    plain = finite({task: {n: asdict(c) for n, c in figures.items()} for task, figures in found.items()})
+    write_figures(config.out, config, pipeline.fingerprint, {"tasks": plain}, console)
     return 0
 
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +17,44 @@ import torch
 from avgen.data.toybox import Toybox, ToyboxConfig, ToyClip
 from avgen.data.toybox.world import Split, render_facts
 from avgen.ranks import cores
+from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import Form, GivenMedia, Request
 from avgen.sample.judge import Read
-from avgen.sample.method import Method
+from avgen.sample.method import Method, Precision
 from avgen.sample.pipeline import AVPipeline
+from avgen.sample.solvers import SolverConfig
 from avgen.tasks import NAMED
 from avgen.types import Clip
 
 TASKS = ("t2av", "i2av", "v2a", "a2v")
 MOST_PROCESSES = 16  # unless asked for: each holds the libraries, half a GiB
 What = Literal["t2av", "i2av", "v2a", "a2v", "real", "twins"]
+
+
+@dataclass(frozen=True)
+class ExamConfig:
+    """Which items are put to which model, and how it makes its clips."""
+
+    model: Path = Path("runs/toybox")  # as in avgen sample
+    clips: int = 200  # per task
+    tasks: tuple[str, ...] = TASKS  # of t2av, i2av, v2a and a2v
+    world: ToyboxConfig = field(default_factory=lambda: ToyboxConfig(scenes=("single",)))  # its form is the model's
+    seed: int = 0  # of the world, the noise and the bootstrap
+    batch: int = 20  # clips made at once
+    processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    guidance: Guidance = field(default_factory=Guidance)
+    precision: Precision = "auto"  # of matrix products, by autocast
+    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 or self.batch < 1:
+            raise ValueError(f"clips={self.clips} must be at least 2 and batch={self.batch} at least 1")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"processes={self.processes} must be at least 1")
+        wrong = [task for task in self.tasks if task not in TASKS]
+        if wrong:
+            raise ValueError(f"tasks={wrong} cannot be scored: choose from {', '.join(TASKS)}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ seen or heard where windows meet (jumps there against jumps at other instants, a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from avgen import command
-from avgen.config import to_plain
 from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.reader import Reading, Tally, read_events
 from avgen.lines import finite
+from avgen.sample.figures import refuse_unwritable, write_figures
 from avgen.sample.guidance import Guidance
 from avgen.sample.inputs import Form, GivenMedia, Request
 from avgen.sample.judge import Counts, Estimate, difference, estimate, f1
@@ -171,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.ranks import this_process
     from avgen.sample.folder import open_for
 
+    refuse_unwritable(config.out)
     console = Console()
     pipeline = open_for(this_process().device, config.model, config.attention)
     form = replace(pipeline.trained_form, duration_s=config.times * pipeline.window_s)
@@ -182,10 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     found = report(clips, real, pipeline.window_s, meetings_s(pipeline, form), config.seed)
     for what, value in lines(found):
         console.print(f"{what:60} {value}", highlight=False)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    said = {"config": to_plain(config), "model": pipeline.fingerprint, **plain(found)}
-    config.out.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
-    console.print(f"figures are in [bold]{config.out}[/bold]")
+    write_figures(config.out, config, pipeline.fingerprint, plain(found), console)
     return 0
 
 

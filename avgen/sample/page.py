@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ TASKS = {
     "inpaint": "Make part of a clip anew",
 }
 WANTED = {"image": "an image", "video": "a video", "audio": "a sound"}
+# what the command line's words in a message are called on the page
+CALLED = {"duration_s": "Duration", "edit.hole_s": "the part to make anew"} | {f"task={t}": s for t, s in TASKS.items()}
 # small pictures are shown as the pixels they are
 CSS = """
 #clip video { image-rendering: pixelated; }
@@ -53,7 +56,6 @@ def serve(studio: Studio, config: AppConfig) -> gr.Blocks:
             share=False,
             ssr_mode=False,
             footer_links=[],
-            allowed_paths=[str(studio.out.resolve())],
             max_file_size=config.largest,
             theme=gr.themes.Default(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "monospace"]),
             css=CSS,
@@ -123,7 +125,9 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                         step=1,
                         label=f"Steps ({config.solver.kind})",
                     )
-                    text = gr.Slider(1, max(8, weight), weight, step=0.1, label="Weight of the text (1: off)")
+                    text = gr.Slider(
+                        min(1, weight), max(8, weight), weight, step=0.1, label="Weight of the text (1: off)"
+                    )
                 button = gr.Button("Make", variant="primary", elem_id="make")
             with gr.Column(min_width=320):
                 clip = gr.Video(label="Clip", interactive=False, loop=True, height=360, buttons=[], elem_id="clip")
@@ -173,6 +177,8 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
             def asked() -> Shown:
                 if missing := sorted(needed - set(taken)):
                     raise ValueError(f"{TASKS[name]} needs {' and '.join(WANTED[kind] for kind in missing)}")
+                if name == "extend" and not taken:
+                    raise ValueError(f"{TASKS[name]} needs a video, a sound or both: what is to go on")
                 guidance = config.guidance
                 if weight != guidance.video.text:  # moved: until then the sound's weight is the configured one
                     guidance = replace(
@@ -194,7 +200,7 @@ def build(studio: Studio, config: AppConfig) -> gr.Blocks:
                 )
                 return studio.make(sample, lambda done, of: progress((done, of), desc="making", unit="steps"))
 
-            return results(said_plainly(asked))
+            return results(said_plainly(asked, studio), page.move_resource_to_block_cache)
 
         button.click(
             make,
@@ -232,25 +238,32 @@ def seconds(field: str, words: str) -> float | None:
         raise ValueError(f"{field} = {words.strip()!r} is not a number of seconds, such as 2 or 1.5") from error
 
 
-def said_plainly(make: Callable[[], Shown]) -> Shown:
-    """What a person did wrong is a message on the page; a bug stays a bug."""
+def said_plainly(make: Callable[[], Shown], studio: Studio) -> Shown:
+    """What a person did wrong is a message on the page, in its words; a bug stays a bug."""
     try:
         return make()
     except (ValueError, OSError) as error:
         said = users_error(error)
         if said is None:
             raise
-        raise gr.Error(html.escape(said), duration=None, print_exception=False) from error
+        raise gr.Error(html.escape(in_words(studio.as_given(said))), duration=None, print_exception=False) from error
 
 
-def results(shown: Shown) -> list[Any]:
+def in_words(said: str) -> str:
+    keys = "|".join(re.escape(key) for key in CALLED)
+    return re.sub(rf"\b({keys})\b", lambda found: CALLED[found[0]], said)
+
+
+def results(shown: Shown, copied: Callable[[str], str | None]) -> list[Any]:
+    """What the page shows, of copies: where the files themselves are served, so is what others gave and asked."""
+    clip, sheet, line = (copied(str(path)) for path in (shown.clip, shown.sheet, shown.line))
     picture = shown.has_picture
     lines = [*shown.notes, f"{shown.clip.name}, made in {shown.seconds:.1f} s"]
     return [
-        gr.update(value=str(shown.clip) if picture else None, visible=picture),
-        gr.update(value=None if picture else str(shown.clip), visible=not picture),
-        str(shown.sheet),
+        gr.update(value=clip if picture else None, visible=picture),
+        gr.update(value=None if picture else clip, visible=not picture),
+        sheet,
         "".join(f"<p>{html.escape(line)}</p>" for line in lines),
-        gr.update(value=str(shown.clip), visible=True),
-        gr.update(value=str(shown.line), visible=True),
+        gr.update(value=clip, visible=True),
+        gr.update(value=line, visible=True),
     ]

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from avgen import command
-from avgen.config import to_plain
-from avgen.data.toybox import ToyboxConfig
 from avgen.data.toybox.world import Split
 from avgen.lines import finite
 from avgen.sample.cache import CacheConfig
-from avgen.sample.exam import TASKS, Exam, Reader, crew
-from avgen.sample.guidance import Guidance
+from avgen.sample.exam import TASKS, Exam, ExamConfig, Reader, crew
+from avgen.sample.figures import refuse_unwritable, write_figures
 from avgen.sample.judge import Judge, Read, Scored
-from avgen.sample.method import Method, Precision
-from avgen.sample.solvers import SolverConfig
+from avgen.sample.method import Method
 
 SCENE_FIGURES = ("sync", "onset", "onset told", "right")  # what is said of each type of scene where there are several
 
 
 @dataclass(frozen=True)
-class ScoresConfig:
+class ScoresConfig(ExamConfig):
     """Which items are scored, and how the clips are made."""
 
-    model: Path = Path("runs/toybox")  # as in avgen sample
     out: Path = Path("runs/scores.json")  # every figure
-    clips: int = 200  # per task
-    tasks: tuple[str, ...] = TASKS  # of t2av, i2av, v2a and a2v
     split: Split = "test"  # heldout: combinations of kind, colour and size that training never shows
-    world: ToyboxConfig = field(default_factory=lambda: ToyboxConfig(scenes=("single",)))  # its form is the model's
-    seed: int = 0  # of the world, the noise and the bootstrap
-    batch: int = 20  # clips made at once
-    processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
-    solver: SolverConfig = field(default_factory=SolverConfig)
-    guidance: Guidance = field(default_factory=Guidance)
-    precision: Precision = "auto"  # of matrix products, by autocast
-    attention: str | None = None  # kernel, as model.attention of avgen train; null: the one it was trained with
     cache: CacheConfig = field(default_factory=CacheConfig)
-
-    def __post_init__(self) -> None:
-        if self.clips < 2 or self.batch < 1:
-            raise ValueError(f"clips={self.clips} must be at least 2 and batch={self.batch} at least 1")
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"processes={self.processes} must be at least 1")
-        wrong = [task for task in self.tasks if task not in TASKS]
-        if wrong:
-            raise ValueError(f"tasks={wrong} cannot be scored: choose from {', '.join(TASKS)}")
 
 
 Found = dict[str, dict[str, Scored]]  # by task, or task and type of scene, and by name of the figure
@@ -135,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.ranks import this_process
     from avgen.sample.folder import open_for
 
+    refuse_unwritable(config.out)
     console = Console()
     pipeline = open_for(this_process().device, config.model, config.attention)
     method = Method(config.solver, config.guidance, precision=config.precision, cache=config.cache)
@@ -143,10 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         doing = bar.add_task("clips", total=config.clips * (len(config.tasks) + 2))
         found = scores(exam, reader, config.tasks, config.batch, lambda clips: bar.advance(doing, clips))
     console.print(table(found))
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    said = {"config": to_plain(config), "model": pipeline.fingerprint, "tasks": plain(found)}
-    config.out.write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
-    console.print(f"figures are in [bold]{config.out}[/bold]")
+    write_figures(config.out, config, pipeline.fingerprint, {"tasks": plain(found)}, console)
     return 0
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import threading
+import uuid
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from PIL import Image
 from avgen.__main__ import main
 from avgen.data.media import probe
 from avgen.sample.config import SampleConfig
+from avgen.sample.guidance import Guidance, ModalityGuidance
 from avgen.sample.inputs import Edit
 from avgen.sample.jobs import read_manifest
 from avgen.sample.solvers import SolverConfig
@@ -82,9 +86,39 @@ def test_what_people_give_is_kept_and_told_apart(pipe, asked, tmp_path):
     again.write_bytes(video.read_bytes())
     assert studio.make(replace(asked, task="v2a", video=again)) == shown
     video.write_bytes(b"another")
-    assert studio.keep(video) != kept
-    video.unlink()
-    assert str(kept) in " ".join(shown.notes)
+    assert studio.keep(video, ExitStack()) != kept
+    assert video.name in " ".join(shown.notes)
+    assert kept.name not in " ".join(shown.notes)
+
+
+def test_of_a_refused_request_nothing_is_kept_but_what_others_gave(pipe, asked, tmp_path):
+    studio, given = Studio(pipe, asked.out, 30), files(tmp_path)
+    wrong = tmp_path / "wrong.mp4"
+    wrong.write_bytes(b"this is no video")
+    too_long = replace(asked, task="v2a", video=given["video"], duration_s=40.0)
+    nothing_to_add = replace(asked, task="extend", video=given["video"])  # known only when it is read
+    for refused in (replace(asked, task="v2a", video=wrong), too_long, nothing_to_add):
+        with pytest.raises(ValueError, match=r"cannot be opened|more than the 30 s|leaves nothing to add"):
+            studio.make(refused)
+        assert list(studio.given.iterdir()) == []
+    shown = studio.make(replace(too_long, duration_s=None))
+    (kept,) = studio.given.iterdir()
+    with pytest.raises(ValueError, match="more than the 30 s"):
+        studio.make(too_long)
+    assert list(studio.given.iterdir()) == [kept]
+    assert studio.make(replace(too_long, duration_s=None)) == shown
+
+
+def test_a_copy_that_fails_leaves_nothing(pipe, asked, tmp_path, monkeypatch):
+    def full(source, target):
+        target.write_bytes(b"half")
+        raise OSError("no space left")
+
+    studio, video = Studio(pipe, asked.out, 30), files(tmp_path)["video"]
+    monkeypatch.setattr("avgen.sample.studio.shutil.copyfile", full)
+    with pytest.raises(OSError, match="no space left"):
+        studio.make(replace(asked, task="v2a", video=video))
+    assert list(studio.given.iterdir()) == []
 
 
 def test_two_who_ask_at_once_each_get_theirs(pipe, asked):
@@ -123,15 +157,88 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
     )
 
 
-@pytest.fixture
-def url(pipe, asked):
+@contextmanager
+def served(pipe, out, **config):
     pytest.importorskip("gradio", reason="no gradio: install the demo extra")
     from avgen.sample.app import AppConfig
     from avgen.sample.page import serve
 
-    served = serve(Studio(pipe, asked.out, 30), AppConfig(out=asked.out, solver=QUICK))
-    yield served.local_url
-    served.close()
+    page = serve(Studio(pipe, out, 30), AppConfig(out=out, **{"solver": QUICK, **config}))
+    yield page.local_url
+    page.close()
+
+
+@pytest.fixture
+def url(pipe, asked, tmp_path, monkeypatch):
+    """Of a page whose folder is neither where it was started nor among temporary files: gradio lets both be shown."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    with served(pipe, asked.out) as address:
+        yield address
+
+
+def ask(url, **changed):
+    """What the button does with the form as it first stands, but for the fields of these labels; what it is told."""
+    import httpx  # gradio's own
+
+    page = httpx.get(f"{url}config").json()
+    parts = {part["id"]: part for part in page["components"]}
+    make = max(page["dependencies"], key=lambda event: len(event["inputs"]))
+    fields = [parts[i] for i in make["inputs"]]
+    first = [f["props"].get("value") or ("" if f["type"] == "textbox" else None) for f in fields]
+    data = [changed.get(f["props"]["label"], value) for f, value in zip(fields, first, strict=True)]
+    who = uuid.uuid4().hex
+    with httpx.Client(base_url=f"{url}gradio_api", timeout=TIMEOUT_MS / 1000) as server:
+        server.post("/queue/join", json={"data": data, "fn_index": make["id"], "session_hash": who}).raise_for_status()
+        with server.stream("GET", "/queue/data", params={"session_hash": who}) as told:
+            done = next(line for line in told.iter_lines() if '"process_completed"' in line)
+    return json.loads(done.removeprefix("data:"))["output"]
+
+
+def upload(url, path):
+    import httpx
+
+    (there,) = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, path.read_bytes())}).json()
+    return {"path": there, "meta": {"_type": "gradio.FileData"}}
+
+
+def test_a_visitor_can_fetch_the_clip_and_no_file_of_the_folder(url, asked, tmp_path):
+    import httpx
+
+    shown = ask(url, Task="v2a", Video=upload(url, files(tmp_path)["video"]))
+    clip = shown["data"][0]["value"]
+    fetched = httpx.get(clip["url"])
+    (line,) = read_manifest(asked.out)
+    assert fetched.status_code == 200
+    assert fetched.content == (asked.out / line["file"]).read_bytes()
+    for kept in (asked.out / "manifest.jsonl", asked.out / line["file"], Path(line["video"])):
+        assert kept.is_file()
+        assert httpx.get(f"{url}gradio_api/file={kept}").status_code == 403
+
+
+def test_what_is_wrong_is_said_in_the_words_of_the_page(url, asked, tmp_path):
+    def told(**changed):
+        return ask(url, **changed)["error"]
+
+    video = upload(url, files(tmp_path)["video"])
+    wrong = tmp_path / "wrong.html"
+    wrong.write_text("<script></script>")
+    assert told(Task="v2a") == "Video to sound needs a video"
+    assert told(Task="extend") == "Extend a clip needs a video, a sound or both: what is to go on"
+    assert told(Task="v2a", Video=upload(url, wrong)).startswith("wrong.html: cannot be opened as media")
+    assert told(Task="extend", Video=video).startswith("Extend a clip: the picture given is 1 s long and Duration=1 ")
+    late = {"Task": "inpaint", "Video": video, "Anew from (s)": "3", "to (s)": "4"}
+    assert told(**late).startswith("in.mp4: the part to make anew=[3,4] lies outside the clip")
+    assert list((asked.out / "given").iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "steps"), [(0.5, 2), (12.0, 101)])
+def test_the_form_can_be_sent_as_the_page_was_started(pipe, asked, text, steps):
+    guided = Guidance(ModalityGuidance(text=text), ModalityGuidance(text=text))
+    with served(pipe, asked.out, guidance=guided, solver=SolverConfig("euler", steps)) as url:
+        assert "error" not in ask(url)
+    (line,) = read_manifest(asked.out)
+    assert (line["guidance"]["video"]["text"], line["solver"]["steps"]) == (text, steps)
 
 
 def choose(shown, task):

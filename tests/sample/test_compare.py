@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from avgen import command
+from avgen.sample import compare as compare_command
+from avgen.sample import long_report, scores
 from avgen.sample.compare import CompareConfig, compare, table
 from avgen.sample.exam import Exam, alone
+from avgen.sample.figures import refuse_unwritable
 from avgen.sample.guidance import NO_GUIDANCE, Guidance, ModalityGuidance
 from avgen.sample.method import Method
 from avgen.sample.solvers import SolverConfig
@@ -40,3 +44,27 @@ def test_two_equal_ways_are_refused():
 def test_less_than_one_process_is_refused():
     with pytest.raises(ValueError, match="processes=0 must be at least 1"):
         CompareConfig(guidance=NO_GUIDANCE, processes=0)
+
+
+@pytest.mark.parametrize(
+    ("report", "words"), [(scores, []), (compare_command, ["guidance.audio.cross=4"]), (long_report, [])]
+)
+@pytest.mark.parametrize("out", ["", "file/x.json"])
+def test_figures_that_cannot_be_written_are_refused_before_the_model_is_opened(
+    report, words, out, tmp_path, monkeypatch, capsys
+):
+    opened = []
+    monkeypatch.setattr("avgen.sample.folder.open_for", lambda *named: opened.append(named))
+    (tmp_path / "file").touch()
+    assert command.run(report.main, [f"out={tmp_path / out}", *words]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert not opened
+
+
+def test_asking_whether_figures_can_be_written_writes_none(tmp_path):
+    there = tmp_path / "there.json"
+    there.write_text("{}")
+    for out in (there, tmp_path / "new" / "x.json"):
+        refuse_unwritable(out)
+    assert there.read_text() == "{}"
+    assert list((tmp_path / "new").iterdir()) == []
