@@ -41,9 +41,9 @@ class CheatingConfig:
 class PreferenceConfig:
     """The loss on pairs: avgen/train/preference.py has its equation."""
 
-    # of picture and sound: one for both, or each its own; nft has none
+    # of picture and sound: one for both, or each its own; of nft there is none
     margin: Literal["joint", "per_modality"] = "joint"
-    # sigmoid wants ever larger margins, ipo one of 1/2; nft goes as far as winners and losers differ, over beta
+    # sigmoid wants ever larger margins, ipo one of 1/2; nft goes as far as winners and losers differ, over 2 beta
     kind: Literal["sigmoid", "ipo", "nft"] = "sigmoid"
     # how hard margins of the picture pull away from the reference; of nft the model's share, say 0.5: less goes further
     beta_video: float = 3000.0
@@ -64,6 +64,8 @@ class PreferenceConfig:
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} is of kind=sigmoid: {self.kind} has no use for it"
             )
+        if self.kind == "nft" and self.margin != "joint":
+            raise ValueError(f"margin={self.margin} is of kind=sigmoid and ipo: nft has no margin, leave it out")
         if self.kind == "nft" and max(self.beta_video, self.beta_audio) > 1:
             raise ValueError(
                 f"beta_video={self.beta_video} and beta_audio={self.beta_audio}: betas of kind=nft are shares of a "
@@ -345,6 +347,10 @@ class TrainConfig:
             )
         if dict(self.tasks) != {"t2av": 1.0} or self.task_stages:
             raise ValueError("every pair is trained at the task that it was made for: leave tasks and task_stages out")
+        assert self.preference is not None
+        if not any(self.preference.beta(m) for m in self.model.towers):  # of two towers one has a beta
+            [alone] = self.model.towers
+            raise ValueError(f"preference.beta_{alone}=0 trains nothing of a model of {alone} alone: make it positive")
         if self.balance is not None:
             raise ValueError("balance scales losses of clips: with preference set beta_video and beta_audio instead")
 

@@ -1,19 +1,21 @@
 """AV-DPO: learning which of two clips is better, against a reference that keeps the model what it was.
 
-With l the mean squared velocity error of a clip's modality, w the winner, l the loser and 0 the reference,
+With l the mean squared velocity error of a clip's modality, w the winner, l the loser, 0 the reference and W_m
+`flow.video_weight` or `flow.audio_weight`,
 
-    margin_m = beta_m / 2 ((l_l - l_w) - (l_l0 - l_w0)),    loss = -log sigmoid(margin) + anchor l_w
+    margin_m = beta_m / 2 ((l_l - l_w) - (l_l0 - l_w0)),    loss = -log sigmoid(margin) + anchor sum_m W_m l_w
 
 over one margin that is the sum of the modalities' (`joint`), or over each (`per_modality`). `kind=nft` (negative-aware
 fine-tuning, Zheng et al. 2025) has no sigmoid: with v the model's velocity, v_0 the reference's and u what a clip asks
 for,
 
-    loss_m = (|(1 - beta) v_0 + beta v - u_w|^2 + |(1 + beta) v_0 - beta v - u_l|^2) / beta
+    loss_m = W_m (|(1 - beta) v_0 + beta v - u_w|^2 + |(1 + beta) v_0 - beta v - u_l|^2) / beta
 
 so v is fitted to winners, and its mirror image in v_0 to losers: it goes away from the reference as far as winners and
-losers differ on average, divided by beta. Winner and loser are rows
-2 k and 2 k + 1 of a batch and were drawn alike: same noise, levels, given tokens and dropped captions. Otherwise the
-difference of their errors would be mostly that of their draws.
+losers differ on average, divided by 2 beta. The anchor is added here too.
+
+Winner and loser are rows 2 k and 2 k + 1 of a batch and were drawn alike: same noise, levels, given tokens and dropped
+captions. Otherwise the difference of their errors would be mostly that of their draws.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ def mixture(output: Velocity, reference: Velocity, config: PreferenceConfig) -> 
     mixed = {}
     for m in MODALITIES:
         if (ours := getattr(output, m)) is not None:
-            sign = torch.ones_like(ours[:, :1, :1])
+            sign = torch.ones_like(ours[:, :1, :1], dtype=torch.float32)  # a model under autocast answers in half
             sign[1::2] = -1
             mixed[m] = torch.lerp(getattr(reference, m).float(), ours.float(), config.beta(m) * sign)
     return Velocity(**mixed)

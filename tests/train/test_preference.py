@@ -49,9 +49,10 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-def by_hand(outputs, expected, drawn, config):
+def by_hand(outputs, expected, drawn, config, flow):
     """The loss of a batch and its derivative by every output, number by number, in Python's floats."""
     betas = {"video": config.beta_video, "audio": config.beta_audio}
+    anchors = {"video": config.anchor * flow.video_weight, "audio": config.anchor * flow.audio_weight}
     pairs = drawn.clean.size // 2
     gradients = {m: torch.zeros(outputs[m].shape, dtype=torch.float64) for m in outputs}
     loss = 0.0
@@ -85,10 +86,10 @@ def by_hand(outputs, expected, drawn, config):
                 slope = -(1 - wrong) * sigmoid(-margin) + wrong * sigmoid(margin)
             slopes |= dict.fromkeys(names, slope)
         for m in outputs:
-            loss += config.anchor * errors[m, 2 * k, "now"] / pairs
+            loss += anchors[m] * errors[m, 2 * k, "now"] / pairs
             clean, noise = getattr(drawn.clean, m), getattr(drawn.noise, m)
             for row, sign in ((2 * k, -1), (2 * k + 1, 1)):
-                by_error = slopes.get(m, 0.0) * betas[m] * sign / 2 + (config.anchor if sign < 0 else 0.0)
+                by_error = slopes.get(m, 0.0) * betas[m] * sign / 2 + (anchors[m] if sign < 0 else 0.0)
                 if counts[m, row]:
                     error = outputs[m][row].double() - (noise[row].double() - clean.x[row].double())
                     share = clean.weight[row].double()[:, None] / counts[m, row] / clean.x.shape[2]
@@ -96,9 +97,10 @@ def by_hand(outputs, expected, drawn, config):
     return loss, gradients
 
 
-def mixed_by_hand(outputs, expected, drawn, config):
+def mixed_by_hand(outputs, expected, drawn, config, flow):
     """The same of kind=nft."""
     betas = {"video": config.beta_video, "audio": config.beta_audio}
+    weights = {"video": flow.video_weight, "audio": flow.audio_weight}
     pairs = drawn.clean.size // 2
     gradients = {m: torch.zeros(outputs[m].shape, dtype=torch.float64) for m in outputs}
     loss = 0.0
@@ -107,7 +109,7 @@ def mixed_by_hand(outputs, expected, drawn, config):
         weight, other = clean.weight[row].double(), clean.weight[row ^ 1]
         target = noise[row].double() - clean.x[row].double()
         now, before = outputs[m][row].double(), expected[m][row].double()
-        share = weight[:, None] / max(float(weight.sum()), 1.0) / clean.x.shape[2] / pairs
+        share = weights[m] * weight[:, None] / max(float(weight.sum()), 1.0) / clean.x.shape[2] / pairs
         if betas[m] and weight.sum() and other.sum():
             beta = -betas[m] if row % 2 else betas[m]
             mixed = (1 - beta) * before + beta * now
@@ -131,10 +133,13 @@ def test_what_a_kind_of_loss_has_no_use_for_is_refused():
         PreferenceConfig(kind="nft", beta_video=0.5, beta_audio=0.5, label_smoothing=0.1)
     with pytest.raises(ValueError, match=r"beta_video=3000\.0 .* at most 1"):
         PreferenceConfig(kind="nft")
+    with pytest.raises(ValueError, match=r"margin=per_modality .* nft has no margin"):
+        PreferenceConfig(kind="nft", beta_video=0.5, beta_audio=0.5, margin="per_modality")
 
 
+@pytest.mark.parametrize("flow", [FlowConfig(), FlowConfig(video_weight=2.0)], ids=["alike", "picture twice"])
 @pytest.mark.parametrize("choice", CHOICES + MIXTURES, ids=lambda c: f"{c.margin}-{c.kind}-{c.beta_audio}")
-def test_loss_and_gradients_equal_the_equation_in_float64(tmp_path, choice):
+def test_loss_and_gradients_equal_the_equation_in_float64(tmp_path, choice, flow):
     """With pairs of which the picture, or the sound, is masked."""
     drawn = drawn_pairs(tmp_path)
     generator = torch.Generator().manual_seed(0)
@@ -145,11 +150,11 @@ def test_loss_and_gradients_equal_the_equation_in_float64(tmp_path, choice):
         return {m: near[m] + scale * torch.randn(near[m].shape, generator=generator) for m in near}
 
     expected, outputs = some(0.30), {m: v.requires_grad_() for m, v in some(0.31).items()}
-    learn = Preference(choice, FlowConfig(), frozen_copy(lambda noisy: Velocity(**expected)))
+    learn = Preference(choice, flow, frozen_copy(lambda noisy: Velocity(**expected)))
     learned = learn(lambda noisy: Velocity(**outputs), drawn, Whole({}, drawn.clean.size, {}))
     learned.loss.backward()
     reckoned = mixed_by_hand if choice.kind == "nft" else by_hand
-    loss, gradients = reckoned({m: v.detach() for m, v in outputs.items()}, expected, drawn, choice)
+    loss, gradients = reckoned({m: v.detach() for m, v in outputs.items()}, expected, drawn, choice, flow)
     assert learned.loss.item() == pytest.approx(loss, rel=1e-4)
     for m, gradient in gradients.items():
         assert gradient.abs().max() > 0 or choice.beta(m) == 0
@@ -346,6 +351,20 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         config(tmp_path, batch=6, accumulate=2)
     with pytest.raises(ValueError, match="leave tasks"):
         config(tmp_path, tasks={"v2a": 1.0})
+    pictures = replace(config(tmp_path).model, audio=None)
+    for kind, beta in (("sigmoid", 100.0), ("nft", 0.5)):
+        with pytest.raises(ValueError, match=r"preference\.beta_video=0 trains nothing"):
+            config(tmp_path, model=pictures, preference=PreferenceConfig(kind=kind, beta_video=0.0, beta_audio=beta))
+
+
+def test_mixtures_are_fitted_in_half_precision(tmp_path):
+    choice = PreferenceConfig(kind="nft", beta_video=0.5, beta_audio=0.5, cheating=NEVER)
+    run = prepare(config(tmp_path, preference=choice, precision="bf16"))
+    losses = optimise(run, [Pairs().batch(range(12))], Share(12, 1))
+    assert set(losses) == {"video", "audio"}
+    assert all(loss.isfinite() for loss in losses.values())
+    noted = dict(zip(run.meter.notes, run.meter.noted.tolist(), strict=True))
+    assert noted["preference/loss"][0] > 0
 
 
 def test_a_model_of_one_tower_learns_from_pairs_of_its_own_task(tmp_path):
