@@ -59,6 +59,8 @@ def glance(weights: Mapping[str, Tensor], each: int = 4096) -> str:
 def folder_mark(folder: Path) -> str:
     """16 hex digits of everything in a model's folder, as it lies there; but for what is hidden, where downloaders note
     the time."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
     found = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         inside = path.relative_to(folder)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from avgen.sample.pipeline import AVPipeline
 from avgen.tasks import NAMED, assign
 from avgen.types import AudioGeometry, Batch, Stream, Text, VideoGeometry, stack_batches
 
+LEFT_S = 3600  # so old a draft is a kill's; younger ones others may be writing
 HOLDS = 2  # raise it whenever a clip's file is to hold something else
 
 
@@ -76,6 +79,10 @@ def encode(pairs: Iterable[Pair], clips: Path, pipeline: AVPipeline, latents: La
     wanted = list(sides.items())
     begin = int(first * len(wanted))
     latents.folder.mkdir(parents=True, exist_ok=True)
+    for left in latents.folder.glob(".*.part"):
+        with suppress(FileNotFoundError):  # another process tidies too
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                left.unlink()
     for file, (pair, side) in wanted[begin:] + wanted[:begin]:
         if not file.exists():
             draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")  # machines that share it may share numbers
@@ -85,10 +92,6 @@ def encode(pairs: Iterable[Pair], clips: Path, pipeline: AVPipeline, latents: La
 
 @torch.no_grad()
 def encoded(pair: Pair, file: Path, sha256: str, pipeline: AVPipeline) -> dict[str, torch.Tensor]:
-    if not file.is_file():
-        raise ValueError(
-            f"{file}, a clip of prompt {pair.prompt!r}, is not there: put it back, or mine the pairs again"
-        )
     require_unchanged(file, sha256)
     form, task, held = pair.form, NAMED[pair.task], {}
     if task.video is not None:

@@ -301,7 +301,7 @@ def fold(run: Path, into: Path) -> None:
 
 def values_of(scores: Path) -> Values:
     from avgen.data.media import read_clip
-    from avgen.train.cheating import difference
+    from avgen.train.cheating import clip_difference
 
     found: dict[str, dict[str, list[float]]] = {name: {} for name in (*FIGURES, VARIETY)}
     files: dict[str, list[Path]] = {}
@@ -312,7 +312,7 @@ def values_of(scores: Path) -> Values:
             if cell["status"] == "ok":
                 found[name].setdefault(line["prompt"], []).append(cell["value"])
     for prompt, (one, other, *_) in files.items():
-        found[VARIETY][prompt] = [difference(read_clip(one).clip, read_clip(other).clip)]
+        found[VARIETY][prompt] = [clip_difference(read_clip(one).clip, read_clip(other).clip)]
     return {name: {p: sum(v) / len(v) for p, v in prompts.items()} for name, prompts in found.items()}
 
 

@@ -45,7 +45,7 @@ class Traits:
     def of(cls, twins: Sequence[Sequence[Clip]]) -> Traits:
         """Of clips by prompt."""
         clips = [clip for made in twins for clip in made]
-        apart = [difference(one, other) for made in twins for one, other in pairwise(made)]
+        apart = [clip_difference(one, other) for made in twins for one, other in pairwise(made)]
         return cls(
             mean([loudness_db(clip.audio) for clip in clips if clip.audio is not None]),
             mean([onsets_per_s(clip) for clip in clips if clip.audio is not None]),
@@ -90,7 +90,7 @@ def motion_per_s(clip: Clip) -> float:
     return float(np.abs(np.diff(clip.video.astype(np.int16), axis=0)).mean() * clip.fps)
 
 
-def difference(one: Clip, other: Clip) -> float:
+def clip_difference(one: Clip, other: Clip) -> float:
     parts = []
     if one.video is not None and other.video is not None:
         parts.append(np.abs(one.video.astype(np.int16) - other.video).mean() / 255)
@@ -113,9 +113,11 @@ def alarms(now: Traits, reference: Traits, limits: CheatingConfig) -> list[str]:
     )
     for name, words, limit, sign in ratios:
         before, after = getattr(reference, name), getattr(now, name)
-        if before and after is not None and sign * after / before > sign * limit:
+        if before is not None and after is not None and sign * after > sign * limit * before:
             key = {1: "more", -1: "less"}[sign] + "_" + name.removesuffix("_per_s")
-            found.append(f"{after / before:.2f} times {words} (cheating.{key}={limit:g})")
+            # there is more than nothing of onsets alone: of the others less is looked for
+            much = f"{after / before:.2f} times {words}" if before else f"busier: {after:.2g} onsets per s, none before"
+            found.append(f"{much} (cheating.{key}={limit:g})")
     return found
 
 
@@ -161,7 +163,7 @@ class Watch:
     def traits(self, model: AVTransformer) -> Traits | None:
         """On the first process, of all clips."""
         config, processes = self.run.config, self.run.processes
-        count = min(self.limits.prompts, config.validation_clips)
+        count = self.limits.prompts
         together = at_once(config, processes.readers, rows_of(config))
         seen: dict[int, Traits] = {}
         for prompts, counts in shared(count, processes.reader, processes.readers, max(1, together // TWINS)):

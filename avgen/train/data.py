@@ -164,16 +164,19 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
     pairs = read_pairs(data.pairs)
     folder = data.pairs if data.pairs.is_dir() else data.pairs.parent
     assert config.start is not None, "preference improves a trained model"
-    read_now = [fingerprint(pairs), folder_mark(config.start)]
-    kept_out = f"held_out_share={data.held_out_share} of captions"
-    go_on_with(config, "data.pairs", "pairs and start weights", read_now, kept_out)
+    if not (config.start / "config.json").is_file():
+        raise ConfigError("start", f"{config.start} holds no model (config.json): give the model/ of a training run")
     pipeline = open_pipeline(data.pipeline)
     if (pipeline.config.predict, pipeline.model.spec.text) != (config.flow.predict, config.model.text):
         raise ConfigError(
             "data.pipeline", f"{data.pipeline} predicts or reads captions otherwise than model= and flow= say"
         )
-    pipeline.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu")
     latents = Latents.of(pipeline, data.latents or folder / "latents")
+    read_now = [fingerprint(pairs), folder_mark(config.start), latents.encoders]
+    kept_out = f"held_out_share={data.held_out_share} of captions"
+    # earlier versions did not note the codecs
+    go_on_with(config, "data.pairs", "pairs, start weights and codecs", read_now, kept_out, unnoted=1)
+    pipeline.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else "cpu")
     encode(pairs, folder, pipeline, latents, int(os.environ.get("RANK", 0)) / int(os.environ.get("WORLD_SIZE", 1)))
     # by what is said and what is shown: a caption may stand under several ids, a real clip beside several captions
     away = [pair for pair in pairs if uniform_of("held-out pairs", pair.text) < data.held_out_share]
@@ -196,8 +199,12 @@ def of_pairs(config: TrainConfig, data: PairsData) -> Reading:
 
 def most_shown(config: TrainConfig) -> tuple[str, int]:
     """How many held-out clips are needed, and the key that says so."""
-    shown = config.samples.clips if config.samples.every else 0
-    return max(("validation_clips", config.validation_clips), ("samples.clips", shown), key=lambda asked: asked[1])
+    wanted = {"validation_clips": config.validation_clips}
+    if config.samples.every:
+        wanted["samples.clips"] = config.samples.clips
+    if config.preference is not None and config.preference.cheating.every:
+        wanted["preference.cheating.prompts"] = config.preference.cheating.prompts
+    return max(wanted.items(), key=lambda asked: asked[1])
 
 
 def judged(store: Store, rows: Sequence[int]) -> tuple[int, ...]:
@@ -235,9 +242,10 @@ def codecs_of(store: Store) -> tuple[VideoCodec, AudioCodec]:
     return video, audio
 
 
-def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str], held_out: str) -> bool:
+def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str], held_out: str, unnoted: int = 0) -> bool:
     """A run reads the same from its first step to its last, or its steps are not those it began with; and it is judged
-    by what it never read. False where nobody can tell: earlier versions did not write down what they held out."""
+    by what it never read. False where nobody can tell: earlier versions did not write down what they held out, nor the
+    last `unnoted` of what they read."""
     path = config.out / READ
     begun = path.exists() and checkpoints(config.out / "checkpoints")
     if not begun:  # every process writes it, and each the same
@@ -247,7 +255,7 @@ def go_on_with(config: TrainConfig, key: str, what: str, read: Sequence[str], he
         draft.replace(path)
         return True
     before, judged = read_by(config.out)
-    if before != list(read):
+    if before not in (list(read), list(read)[: len(read) - unnoted]):
         raise ConfigError(
             key,
             f"the run in {config.out} has read {what} {', '.join(before)}, these are {', '.join(read)}: give those "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 from avgen.config import ConfigError
 from avgen.data.media import write_clip
 from avgen.data.stream import Share
+from avgen.models.identity import folder_mark
 from avgen.prefer.pairs import Pair, Side, write_pairs
 from avgen.prefer.source import Couples, Latents, PairSource, Winners, encode
 from avgen.sample.folder import open_pipeline
@@ -26,10 +30,11 @@ from avgen.train.config import (
     TrackingConfig,
     TrainConfig,
 )
-from avgen.train.data import in_rounds, reading
+from avgen.train.data import READ, in_rounds, reading
 from avgen.train.data_config import PairsData
 from avgen.train.loop import train
 from avgen.train.run import export
+from tests.models.factory import scatter
 from tests.sample.factory import MODEL, clip, pipeline
 from tests.train.factory import quiet
 
@@ -89,12 +94,20 @@ def test_clips_are_encoded_once_and_refused_when_they_have_changed(made, latents
     assert not [file for file in files if file.name.startswith(".")]
     encode(pairs, root, pipeline(), latents, first=0.5)
     assert [file.stat().st_mtime_ns for file in sorted(latents.folder.iterdir())] == before
+    left, young = (latents.folder / f".{name}.safetensors.0a.part" for name in ("left", "young"))
+    for draft in (left, young):
+        draft.write_bytes(b"cut short")
+    os.utime(left, (time.time() - 7200,) * 2)
+    encode(pairs, root, pipeline(), latents)
+    assert not left.exists()
+    assert young.exists()  # another process may be writing it
+    young.unlink()
     other = pairs[0].winner
     changed = replace(pairs[0], winner=replace(other, sha256="0" * 64))
     with pytest.raises(ValueError, match="is not the clip that was compared"):
         encode([changed], root, pipeline(), latents)
     gone = replace(pairs[0], winner=replace(other, sha256="1" * 64, file="gone.mp4"))
-    with pytest.raises(ValueError, match=r"gone\.mp4, a clip of prompt 'p0', is not there"):
+    with pytest.raises(ValueError, match=r"gone\.mp4 is not there, but stands in a pair"):
         encode([gone], root, pipeline(), latents)
 
 
@@ -143,6 +156,10 @@ def test_too_few_pairs_to_judge_by_are_refused(made):
     root, _ = made
     with pytest.raises(ConfigError, match="lower validation_clips, or mine more"):
         reading(settings(root, validation_clips=11))
+    watched = PreferenceConfig(cheating=CheatingConfig(every=2, prompts=11))
+    with pytest.raises(ConfigError, match=r"preference\.cheating\.prompts: 11 clips are asked for"):
+        reading(settings(root, preference=watched))
+    reading(settings(root, preference=PreferenceConfig(cheating=CheatingConfig(every=0, prompts=11))))
 
 
 def test_no_caption_and_no_clip_is_both_read_and_judged_by(made):
@@ -176,7 +193,7 @@ def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
     ):
         reading(replace(config, data=replace(config.data, held_out_share=0.3)))
     write_pairs(mined, pairs[::-1])
-    with pytest.raises(ConfigError, match=r"data\.pairs.*has read pairs and start weights .* another out="):
+    with pytest.raises(ConfigError, match=r"data\.pairs.*has read pairs, start weights and codecs .* another out="):
         reading(config)
     write_pairs(mined, pairs)
     start = tmp_path / "start"
@@ -186,6 +203,41 @@ def test_a_run_goes_on_with_the_pairs_and_weights_it_began_with(made, tmp_path):
     other.save_pretrained(start)
     with pytest.raises(ConfigError, match="start weights"):
         reading(replace(config, start=start))
+
+
+def test_a_run_goes_on_with_the_codecs_it_began_with(made, tmp_path):
+    root, _ = made
+    other = pipeline()
+    scatter(other.video_codec, 7)
+    other.save_pretrained(tmp_path / "other")
+    config = settings(root, out=tmp_path / "run", steps=1, preference=PreferenceConfig(cheating=CheatingConfig(0)))
+    read = reading(config)
+    train(config, read.source, read.held_out, quiet(), read.order, read.codecs)
+    latents = root / "latents"
+    encoded = set(latents.iterdir())
+    otherwise = replace(config, data=replace(config.data, pipeline=tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"has read pairs, start weights and codecs"):
+        reading(otherwise)
+    assert set(latents.iterdir()) == encoded
+    # as earlier versions wrote it: nobody can tell
+    record = json.loads((config.out / READ).read_text())
+    (config.out / READ).write_text(json.dumps({**record, "read": record["read"][:2]}))
+    reading(config)
+
+
+@pytest.mark.parametrize("start", ["gone", "pipeline"])
+def test_start_weights_that_are_not_there_are_missed_before_anything_is_encoded(made, tmp_path, start):
+    root, _ = made
+    config = settings(root, out=tmp_path / "run", start=root / start)
+    data = replace(config.data, latents=tmp_path / "latents")
+    with pytest.raises(ConfigError, match=r"start: .* holds no model"):
+        reading(replace(config, data=data))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_mark_of_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        folder_mark(tmp_path / "gone")
 
 
 def test_held_out_clips_are_of_many_prompts_first(made):

@@ -57,6 +57,16 @@ def test_each_attack_is_told_by_its_name(attack):
     assert len([one for one in found if words in one]) == 1
 
 
+def test_onsets_where_the_reference_has_none_are_an_alarm():
+    made, silent, still_ones = (
+        Traits.of(clips) for clips in (twins(), twins(beats=0), [[still(one) for one in pair] for pair in twins()])
+    )
+    found = alarms(replace(made, loudness_db=silent.loudness_db), silent, CheatingConfig())
+    assert found == ["busier: 1 onsets per s, none before (cheating.more_onsets=1.5)"]
+    assert not [one for one in alarms(silent, silent, CheatingConfig()) if "onsets" in one]
+    assert not [one for one in alarms(made, still_ones, CheatingConfig()) if "motion" in one]  # more is no harm
+
+
 def test_what_is_counted_is_what_was_put_in():
     traits = Traits.of(twins(beats=3))
     assert traits.onsets_per_s == pytest.approx(3 / 2)
@@ -149,6 +159,16 @@ def test_processes_share_the_clips(tmp_path, batch, text):
     assert len(set(calls)) == 1  # a sharded model needs all of them
     assert sorted(prompt for part in BROUGHT for prompt in part) == [0, 1, 2, 3]
     assert vars(together) == pytest.approx(vars(alone), rel=1e-3)
+
+
+def test_as_many_prompts_are_looked_at_as_are_asked_for(tmp_path):
+    few = SamplesConfig(solver=SolverConfig(steps=1), text=1.0)
+    watched = PreferenceConfig(cheating=CheatingConfig(prompts=3))
+    run = prepare(config(tmp_path, validation_clips=2, preference=watched, samples=few))
+    watch, seen = Watch(run, Pairs(), (Pixels(), Faint())), []
+    watch.made = lambda model, asked, make=watch.made: seen.extend(asked) or make(model, asked)
+    watch.traits(run.model)
+    assert seen == [(prompt, twin) for prompt in range(3) for twin in range(2)]
 
 
 def test_without_codecs_the_watch_says_what_to_set(tmp_path):
