@@ -19,7 +19,8 @@ from avgen.lines import relative
 from avgen.prefer.candidates import Candidate, Excluded, Pool
 from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.pairs import Pair, Side, generated
-from avgen.types import Modality
+from avgen.tasks import NAMED
+from avgen.types import MODALITIES, Modality
 
 EQUAL = 1e-9  # standard deviations: less is rounding
 
@@ -47,7 +48,7 @@ def mine(pool: Pool, config: PreferConfig) -> Mined:
     check_metrics(pool, config.groups)
     excluded = list(pool.excluded)
     comparable = {
-        prompt: kept for prompt, clips in pool.prompts.items() if (kept := fit(prompt, clips, config.groups, excluded))
+        prompt: kept for prompt, clips in pool.prompts.items() if (kept := fit(prompt, clips, config, excluded))
     }
     everyone = [clip for clips in comparable.values() for clip in clips]
     scale = Scale.of(everyone, pool, config.groups)
@@ -84,26 +85,29 @@ def check_metrics(pool: Pool, groups: Mapping[str, Group]) -> None:
                 )
 
 
-def fit(
-    prompt: str, clips: Sequence[Candidate], groups: Mapping[str, Group], excluded: list[Excluded]
-) -> list[Candidate]:
+def fit(prompt: str, clips: Sequence[Candidate], config: PreferConfig, excluded: list[Excluded]) -> list[Candidate]:
     """The prompt's clips that can be compared with each other; the others, with the reason, into `excluded`."""
     kept: list[Candidate] = []
-    asked = Counter(clip.asked for clip in clips).most_common(1)[0][0] if clips else ()
-    wanted = list(dict.fromkeys(metric for group in groups.values() for metric in group.metrics))
-    # a metric that no clip of the prompt has says nothing about any of them; one that some have, about the others
-    known = [metric for metric in wanted if any(metric in clip.values for clip in clips)]
-    for metric in (m for m in wanted if m not in known and clips):
-        says = f"{metric} is {clips[0].why_not.get(metric, 'not measured')}"
+    whole = [clip for clip in clips if not lacks(clip, config.train_as)]
+    asked = Counter(clip.asked for clip in whole).most_common(1)[0][0] if whole else ()
+    alike = [clip for clip in whole if clip.asked == asked]
+    wanted = list(dict.fromkeys(metric for group in config.groups.values() for metric in group.metrics))
+    # a metric that none of them has says nothing about any of them; one that some have, about the others
+    known = [metric for metric in wanted if any(metric in clip.values for clip in alike)]
+    for metric in (m for m in wanted if m not in known and alike):
+        says = f"{metric} is {alike[0].why_not.get(metric, 'not measured')}"
         excluded.append(Excluded(prompt, "a metric has no value for any clip", says))
     for clip in clips:
         lacking = [metric for metric in known if metric not in clip.values]
-        if lacking:
-            says = f"{lacking[0]} is {clip.why_not.get(lacking[0], 'not measured')}"
-            excluded.append(Excluded(prompt, "a metric has no value for this clip", says, clip.seed))
+        if streams := lacks(clip, config.train_as):
+            says = f"task {clip.task} has no {' and '.join(streams)}"
+            excluded.append(Excluded(prompt, f"the clip lacks what train_as={config.train_as} has", says, clip.seed))
         elif clip.asked != asked:
             says = "not the task, form, caption and given files of the prompt's other clips"
             excluded.append(Excluded(prompt, "the clip was asked for otherwise", says, clip.seed))
+        elif lacking:
+            says = f"{lacking[0]} is {clip.why_not.get(lacking[0], 'not measured')}"
+            excluded.append(Excluded(prompt, "a metric has no value for this clip", says, clip.seed))
         elif any(clip.sha256 == other.sha256 for other in kept):
             excluded.append(Excluded(prompt, "the clip is a copy of another", seed=clip.seed))
         else:
@@ -112,6 +116,12 @@ def fit(
         excluded.append(Excluded(prompt, "fewer than two clips can be compared", f"{len(kept)} of {len(clips)}"))
         return []
     return kept
+
+
+def lacks(clip: Candidate, train_as: str | None) -> list[Modality]:
+    """Streams of the task that a pair is to be trained at which the clip's own task does without."""
+    own, other = NAMED[clip.task], NAMED[train_as or clip.task]
+    return [m for m in MODALITIES if getattr(other, m) is not None and getattr(own, m) is None]
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,10 @@ def read_pairs(path: Path) -> list[Pair]:
         if not line.strip():
             continue
         try:
-            pairs.append(build(Pair, json.loads(line)))
+            said = json.loads(line)
+            if not isinstance(said, dict):
+                raise ConfigError("", f"{line.strip()[:40]} is no pair")
+            pairs.append(build(Pair, said))
         except (json.JSONDecodeError, ConfigError) as error:
             raise ValueError(f"pairs={path}, line {number}: {error}") from error
     if not pairs:

@@ -61,6 +61,17 @@ def test_two_sounds_of_one_picture_may_be_trained_as_a_choice_of_t2av(tmp_path):
         assert (pair.task, pair.trains, pair.winner.seed) == (task, ("audio",), 1)  # the picture is the same in both
 
 
+def test_clips_without_sound_are_not_trained_as_a_choice_of_t2av(tmp_path):
+    """Training would read a sound that their files do not have."""
+    scores = {"a": [{"look": 1.0}, {"look": 2.0}]}
+    found = mined(tmp_path, scores, {"picture": LOOK}, said={"task": "t2v"}, train_as="t2av")
+    assert not found.pairs
+    lacking = [(one.seed, one.says) for one in found.excluded if "lacks what train_as=t2av has" in one.reason]
+    assert lacking == [(0, "task t2v has no audio"), (1, "task t2v has no audio")]
+    [pair] = mined(tmp_path, scores, {"picture": LOOK}, said={"task": "t2v"}).pairs
+    assert (pair.task, pair.trains) == ("t2v", ("video",))
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=6), st.booleans())
 def test_a_winner_is_ahead_in_every_group_and_the_gap_is_the_widest(tmp_path_factory, table, per_prompt_scale):
@@ -206,6 +217,9 @@ def test_what_cannot_be_read_is_named(tmp_path, capsys):
     bad.write_text('{"prompt": 1}\n')
     with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1: prompt"):
         read_pairs(bad)
+    bad.write_text("3\n")
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1: 3 is no pair"):
+        read_pairs(bad)
 
 
 def test_the_page_finds_clips_whatever_they_are_called(tmp_path):
@@ -267,6 +281,27 @@ def test_one_clip_that_was_asked_for_otherwise_does_not_exclude_the_others(tmp_p
     found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", {"x": LOOK}))
     assert sides(found) == [("a", 2, 1)]
     assert [(one.seed, one.reason) for one in found.excluded] == [(0, "the clip was asked for otherwise")]
+
+
+def test_what_only_a_clip_that_was_asked_for_otherwise_has_says_nothing_about_the_others(tmp_path):
+    nothing = ("not_applicable", "no sound")
+    scores = {"a": [{"look": float(i), "noise": 1.0 if i == 0 else nothing} for i in range(3)]}
+    clips, results = folders(tmp_path, scores, DIRECTIONS)
+    made = [json.loads(line) for line in (clips / "manifest.jsonl").read_text().splitlines()]
+    made[0]["task"], made[1]["task"], made[2]["task"] = "t2av", "t2v", "t2v"
+    (clips / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
+    found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", BOTH))
+    assert sides(found) == [("a", 2, 1)]
+    assert reasons(found) == {"the clip was asked for otherwise": 1, "a metric has no value for any clip": 1}
+
+
+def test_spaces_around_a_prompt_are_no_other_caption(tmp_path):
+    scores = {"a": [{"look": 0.0}, {"look": 1.0}]}
+    clips, results = folders(tmp_path, scores, DIRECTIONS, prompt="text of a ")
+    lines = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    (results / "results.jsonl").write_text("".join(json.dumps({**line, "text": "text of a"}) + "\n" for line in lines))
+    found = mine(read_pool(clips, results), PreferConfig(clips, results, tmp_path / "p", {"x": LOOK}))
+    assert sides(found) == [("a", 1, 0)]
 
 
 def test_mining_that_finds_nothing_leaves_earlier_pairs_alone(tmp_path, capsys):
