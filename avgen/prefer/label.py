@@ -7,10 +7,13 @@ often one as the other, and stands in every answer. What people prefer becomes p
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import random
+import re
+import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +47,12 @@ class LabelConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise ValueError(f"port={self.port} must lie between 0 and 65535")
+        shown = self.pairs / PAIRS if self.pairs.is_dir() else self.pairs
+        if (self.out / PAIRS).resolve() == shown.resolve():
+            raise ValueError(
+                f"out={self.out} is where pairs={self.pairs} lies, whose place the pairs that follow from answers "
+                "would take: give another out (runs/labels is the default)"
+            )
 
 
 Key = tuple[str, frozenset[str], tuple[str, ...]]  # prompt, hashes of both clips, what is judged
@@ -66,7 +75,7 @@ class Question:
         """What the page says."""
         alone = {"video": "the picture alone", "audio": "the sound alone"}
         judged = alone[self.pair.trains[0]] if len(self.pair.trains) == 1 else ""
-        return {"number": self.number, "text": self.pair.text, "judged": judged}
+        return {"text": self.pair.text, "judged": judged}
 
     @property
     def key(self) -> Key:
@@ -93,6 +102,8 @@ class Survey:
         self.config, self.pairs = config, read_pairs(config.pairs)
         self.folder = config.pairs if config.pairs.is_dir() else config.pairs.parent
         self.questions = questions(self.pairs, config.seed)
+        self.secret = secrets.token_hex(16)
+        self.standing: dict[tuple[str, str], bool] = {}  # file and hash of clips of other rounds
         for pair in self.pairs:
             for side in (pair.winner, pair.loser):
                 require_unchanged(self.folder / side.file, side.sha256)
@@ -114,6 +125,19 @@ class Survey:
     def open(self) -> list[Question]:
         done = {_key(answer) for answer in self.answers if answer["name"] == self.config.name}
         return [q for q in self.questions if q.key not in done]
+
+    def token(self, question: Question) -> str:
+        """What a page calls a question. One that was shown by an earlier start, with the sides the other way round
+        perhaps, has another; other sites' pages cannot know it."""
+        prompt, clips, trains = question.key
+        what = [self.secret, self.config.name, prompt, sorted(clips), trains, question.winner_is_a]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+    def called(self, token: str) -> Question:
+        found = next((q for q in self.questions if self.token(q) == token), None)
+        if found is None:
+            raise ValueError("the page is of an earlier start: no question is called so now")
+        return found
 
     def answer(self, number: int, choice: str, seconds: float) -> None:
         with self.alone():
@@ -143,11 +167,14 @@ class Survey:
     def write_pairs(self) -> None:
         """The pairs as people see them: the clip they chose wins, whatever the metrics said.
 
-        Pairs that are not shown now are of other rounds, answered into the same folder: they stay.
+        Pairs that are not shown now are of other rounds, answered into the same folder: they stay, unless their clips
+        are gone or were made anew, of which nobody could learn. The answers stay in any case.
         """
         shown = {q.key: q.pair for q in self.questions}
         path = self.config.out / PAIRS
-        found = [pair for pair in read_pairs(path) if key_of(pair) not in shown] if path.is_file() else []
+        others = [pair for pair in read_pairs(path) if key_of(pair) not in shown] if path.is_file() else []
+        found = [pair for pair in others if self.stands(pair)]
+        outdated = len(found) < len(others)
         for answer in self.answers:
             pair = shown.get(_key(answer))
             if pair is not None and answer["choice"] in ("a", "b"):
@@ -158,6 +185,23 @@ class Survey:
                 found.append(replace(pair, winner=sides[0], loser=sides[1], by=answer["name"], gaps={}))
         if found:
             write_pairs(path, found)
+        elif outdated:
+            path.unlink()
+
+    def stands(self, pair: Pair) -> bool:
+        """Whether the clips of a pair of another round are there as they were; each is read once."""
+        for side in (pair.winner, pair.loser):
+            clip = side.file, side.sha256
+            if clip not in self.standing:
+                try:
+                    require_unchanged(self.config.out / side.file, side.sha256)
+                    self.standing[clip] = True
+                except ValueError as error:
+                    print(f"left out of {self.config.out / PAIRS}: {error}")
+                    self.standing[clip] = False
+            if not self.standing[clip]:
+                return False
+        return True
 
     def report(self) -> str:
         mine = [answer for answer in self.answers if answer["name"] == self.config.name]
@@ -191,32 +235,47 @@ class Handler(BaseHTTPRequestHandler):
             self.send("text/html; charset=utf-8", PAGE.read_bytes())
         elif parts == ["next"]:
             left = self.survey.open
-            asked = left[0].asked if left else {"report": self.survey.report()}
+            asked = left[0].asked | {"token": self.survey.token(left[0])} if left else {"report": self.survey.report()}
             self.send("application/json", json.dumps({"left": len(left), **asked}).encode())
         elif len(parts) == 3 and parts[0] == "clip" and parts[2] in ("a", "b"):
-            found = [q for q in self.survey.questions if str(q.number) == parts[1]]
-            file = self.survey.folder / found[0].side(parts[2]).file if found else Path()
-            if file.is_file():
-                self.send("video/mp4", file.read_bytes())
-            else:
+            try:
+                file = self.survey.folder / self.survey.called(parts[1]).side(parts[2]).file
+                self.send_clip(file.read_bytes())
+            except (ValueError, FileNotFoundError):
                 self.send_error(404)
         else:
             self.send_error(404)
 
     def do_POST(self) -> None:
-        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         try:
-            self.survey.answer(int(said["number"]), str(said["choice"]), float(said["seconds"]))
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            question = self.survey.called(str(said["token"]))
+            self.survey.answer(question.number, str(said["choice"]), float(said["seconds"]))
         except (ValueError, KeyError, TypeError) as error:
             self.send_error(400, str(error)[:200])
             return
         self.send("application/json", b"{}")
 
-    def send(self, kind: str, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
+    def send_clip(self, whole: bytes) -> None:
+        """All of it, or the one part that is asked for: some browsers play nothing that they cannot have in parts."""
+        asked = re.fullmatch(r"bytes=(?:(\d+)-(\d*)|-(\d+))", self.headers.get("Range", ""))
+        if asked is None:
+            self.send("video/mp4", whole, 200, {"Accept-Ranges": "bytes"})
+            return
+        (first, last, ending), size = asked.groups(), len(whole)
+        begin = int(first) if first else max(0, size - int(ending))
+        end = min(size, int(last) + 1) if last else size
+        if begin >= end:
+            self.send("text/plain", b"", 416, {"Content-Range": f"bytes */{size}"})
+            return
+        where = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {begin}-{end - 1}/{size}"}
+        self.send("video/mp4", whole[begin:end], 206, where)
+
+    def send(self, kind: str, body: bytes, code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        said = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+        self.send_response(code)
+        for name, value in (said | dict(headers or {})).items():
+            self.send_header(name, value)
         self.end_headers()
         with suppress(ConnectionError):  # answered before the clip had arrived: the browser no longer wants it
             self.wfile.write(body)

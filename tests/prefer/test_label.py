@@ -6,7 +6,9 @@ import hashlib
 import json
 import socket
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPConnection
 
 import pytest
 
@@ -92,6 +94,100 @@ def test_a_second_round_into_the_same_folder_keeps_the_pairs_of_the_first(tmp_pa
     labelled = read_pairs(tmp_path / "out")
     assert sorted(pair.prompt for pair in labelled) == ["p0", "p1", "q0", "q1"]
     assert all((tmp_path / "out" / s.file).is_file() for p in labelled for s in (p.winner, p.loser))
+
+
+def test_pairs_of_another_round_whose_clips_were_made_anew_are_left_out_and_the_answers_stay(tmp_path, capsys):
+    """Training would refuse all the others with them."""
+    for name in ("one", "two"):
+        found = pairs_in(tmp_path / name, 3)
+        write_pairs(tmp_path / name / "pairs.jsonl", [replace(p, prompt=f"{name} {i}") for i, p in enumerate(found)])
+    survey = Survey(LabelConfig(tmp_path / "one", "ann", tmp_path / "out"))
+    for question in survey.open:
+        survey.answer(question.number, "a", 1.0)
+    (tmp_path / "one" / "upper_0.mp4").write_bytes(b"made anew")
+    (tmp_path / "one" / "lower_1.mp4").unlink()
+    other = Survey(LabelConfig(tmp_path / "two", "ann", tmp_path / "out"))
+    other.answer(other.open[0].number, "a", 1.0)
+    other.answer(other.open[0].number, "a", 1.0)
+    assert sorted(pair.prompt for pair in read_pairs(tmp_path / "out") if "one" in pair.prompt) == ["one 2"]
+    assert len(read_pairs(tmp_path / "out")) == 3
+    assert len(whole_lines(tmp_path / "out" / ANSWERS)) == 5
+    said = capsys.readouterr().out
+    assert said.count("upper_0.mp4 is not the clip") == said.count("lower_1.mp4 is not there") == 1
+
+
+@pytest.mark.parametrize("form", ["", "pairs.jsonl"])
+def test_answers_do_not_take_the_place_of_the_pairs_they_are_about(tmp_path, form, monkeypatch):
+    pairs_in(tmp_path / "pairs")
+    before = (tmp_path / "pairs" / "pairs.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"out=.*: give another out"):
+        Survey(LabelConfig(tmp_path / "pairs" / form, "ann", tmp_path / "pairs"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "pairs").rename(tmp_path / "runs" / "labels")
+    with pytest.raises(ValueError, match=r"runs/labels is the default"):
+        Survey(LabelConfig(tmp_path / "runs" / "labels" / form, "ann"))
+    assert (tmp_path / "runs" / "labels" / "pairs.jsonl").read_bytes() == before
+
+
+@contextmanager
+def serving(config):
+    """Asks it: path, body to POST and headers -> code, headers, what it says."""
+    server, _ = served(replace(config, port=0))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def ask(path, body=None, **headers):
+        link = HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+        link.request("GET" if body is None else "POST", path, body, headers)
+        answer = link.getresponse()
+        said = answer.read()
+        link.close()
+        return answer.status, answer.headers, said
+
+    try:
+        yield ask
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_page_of_an_earlier_start_answers_nothing(tmp_path):
+    """Its A may be what is B now."""
+    pairs_in(tmp_path / "pairs")
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    with serving(config) as ask:
+        stale = json.loads(ask("/next")[2])["token"]
+    with serving(replace(config, seed=1)) as ask:
+        code, _, said = ask("/answer", json.dumps({"token": stale, "choice": "a", "seconds": 1}))
+        assert (code, b"earlier start" in said) == (400, True)
+        assert ask(f"/clip/{stale}/a")[0] == 404
+        for wrong in ('{"number": 0, "choice": "a", "seconds": 1}', "[]", "no json"):
+            assert ask("/answer", wrong)[0] == 400
+        assert not (tmp_path / "out" / ANSWERS).exists()
+        now = json.loads(ask("/next")[2])
+        assert now["left"] == 4
+        assert ask("/answer", json.dumps({"token": now["token"], "choice": "a", "seconds": 1}))[0] == 200
+        assert json.loads(ask("/next")[2])["left"] == 3
+    assert len(whole_lines(tmp_path / "out" / ANSWERS)) == 1
+
+
+def test_a_browser_may_ask_for_clips_in_parts(tmp_path):
+    pairs_in(tmp_path / "pairs", 1)
+    with serving(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")) as ask:
+        clip_a = f"/clip/{json.loads(ask('/next')[2])['token']}/a"
+        code, headers, whole = ask(clip_a)
+        assert (code, headers["Accept-Ranges"]) == (200, "bytes")
+        size = len(whole)
+        parts = {"0-1": (0, 2), "5-": (5, size), "-7": (size - 7, size), f"3-{10 * size}": (3, size)}
+        for asked, (begin, end) in parts.items():
+            code, headers, part = ask(clip_a, Range=f"bytes={asked}")
+            assert (code, part) == (206, whole[begin:end])
+            assert headers["Content-Range"] == f"bytes {begin}-{end - 1}/{size}"
+            assert headers["Content-Length"] == str(end - begin)
+        assert ask(clip_a, Range=f"bytes={size}-")[0] == 416
+        assert ask(clip_a, Range="bytes=0-1,4-5")[2] == whole  # what it does not know it may leave aside
 
 
 def test_nobody_answers_a_question_twice_in_two_tabs(tmp_path):
