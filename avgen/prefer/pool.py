@@ -61,25 +61,27 @@ class Pooled:
 
 def pool(config: PoolConfig) -> Pooled:
     """Make what is not there yet; the manifest is written last, so a folder that has one is whole."""
-    lines = [line for line in read_manifest(config.clips) if (config.clips / line["file"]).is_file()]
+    known = read_manifest(config.clips)
+    gone = [line for line in known if not (config.clips / line["file"]).is_file()]
+    lines = [line for line in known if (config.clips / line["file"]).is_file()]
     if not lines:
         raise ValueError(f"clips={config.clips} holds no {MANIFEST} with a clip: give a folder that avgen sample wrote")
     config.out.mkdir(parents=True, exist_ok=True)
     prompts: dict[str, list[dict[str, Any]]] = {}
     for line in sorted(lines, key=lambda line: (str(line["id"]), line["seed"])):
         prompts.setdefault(str(line["id"]), []).append(line)
-    known = real_clips(config.real)
+    captioned = real_clips(config.real)
     counts = {"real": 0, "exchanged": 0}
     made: list[dict[str, Any]] = []
-    notes: list[str] = []
+    notes = [f"{line['id']}: its clip {line['file']} is gone" for line in gone]
     for name, own in prompts.items():
         made += [linked(config, line) for line in own]
-        joining = [("real", line) for line in real_lines(config, own[0], known.get(own[0]["prompt"], []), notes)]
-        joining += [("exchanged", line) for line in exchanged_lines(config, own)]
+        joining = [("real", line) for line in real_lines(config, own[0], captioned.get(own[0]["prompt"], []), notes)]
+        joining += [("exchanged", line) for line in exchanged_lines(config, own, notes)]
         for number, (sort, line) in enumerate(joining, 1):
             counts[sort] += 1
             made.append({**line, "seed": -number})
-        if config.real is not None and own[0]["prompt"] not in known:
+        if config.real is not None and own[0]["prompt"] not in captioned:
             notes.append(f"{name}: no real clip has its text as a caption")
     draft = config.out / f".{MANIFEST}.part"
     draft.write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
@@ -99,12 +101,16 @@ def linked(config: PoolConfig, line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
-def exchanged_lines(config: PoolConfig, own: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def exchanged_lines(config: PoolConfig, own: Sequence[dict[str, Any]], notes: list[str]) -> Iterator[dict[str, Any]]:
     """Of each candidate's picture and the sounds of those after it, around to the first."""
     from avgen.sample.write import join
 
     if not config.exchanged:
         return
+    others = len(own) - 1
+    if others < config.exchanged:
+        there_are = f"each of its {len(own)} candidates has {others} others" if others else "it has one candidate"
+        notes.append(f"{own[0]['id']}: exchanged={config.exchanged}, but {there_are}")
     marks = [digest(config.clips / line["file"]) for line in own]
     for place, line in enumerate(own):
         if line["task"] not in NAMED:
@@ -114,10 +120,13 @@ def exchanged_lines(config: PoolConfig, own: Sequence[dict[str, Any]]) -> Iterat
                 f"exchanged={config.exchanged}: {line['id']} was made by task {line['task']}, which is given one of "
                 "picture and sound; only clips that are made of both can exchange them"
             )
-        for further in range(1, min(config.exchanged, len(own) - 1) + 1):
+        for further in range(1, min(config.exchanged, others) + 1):
             there = (place + further) % len(own)
             other = own[there]
             if Form.of(line) != Form.of(other):
+                notes.append(
+                    f"{line['id']}: {line['file']} cannot have the sound of {other['file']}, whose form is another"
+                )
                 continue
             picture, sound = (config.clips / one["file"] for one in (line, other))
             file = config.out / f"{line['id']}_x{marks[place]}{marks[there]}.mp4"
@@ -197,4 +206,4 @@ def main(argv: list[str] | None = None) -> int:
         f"[bold]{config.out}[/bold]: score them by "
         f"`avgen eval suite=plain prompts=FILE clips={config.out}`, with the file that the candidates were made of"
     )
-    return 0
+    return 0 if found.real + found.exchanged else command.INCOMPLETE

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from avgen.__main__ import main
+from avgen.command import INCOMPLETE
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import ToyboxConfig, render_facts
 from avgen.data.toybox.world import Toybox
@@ -133,6 +134,34 @@ def test_what_cannot_be_pooled_is_said(candidates, tmp_path, capsys):
     clips, _ = folders(tmp_path, {"a": [{"look": 1.0}] * 2}, {"look": "higher"}, task="v2a")
     assert main(["prefer", "pool", f"clips={clips}", f"out={tmp_path / 'out'}", "exchanged=1"]) == 2
     assert "task v2a, which is given one" in capsys.readouterr().err
+
+
+def test_whatever_does_not_join_is_said(candidates, tmp_path, capsys):
+    clips = tmp_path / "clips"
+    shutil.copytree(candidates, clips)
+    lines = read_manifest(candidates)
+
+    def told(*kept, exchanged=1, **changes):
+        (clips / "manifest.jsonl").write_text(
+            "".join(json.dumps({**lines[i], **changes.get(f"_{i}", {})}) + "\n" for i in kept)
+        )
+        return pool(PoolConfig(clips, tmp_path / "pool", exchanged=exchanged))
+
+    found = told(0, 1, 2, exchanged=5)
+    assert found.exchanged == 6
+    assert found.notes == ("p0: exchanged=5, but each of its 3 candidates has 2 others",)
+    found = told(0, 1, 2, _2={"fps": 4.0})
+    assert (found.exchanged, len(found.notes)) == (1, 2)
+    assert "cannot have the sound of p0_s2.mp4, whose form is another" in found.notes[0]
+    (clips / "p0_s0.mp4").unlink()
+    found = told(0, 1)
+    assert found.notes == (
+        "p0: its clip p0_s0.mp4 is gone",
+        "p0: exchanged=1, but it has one candidate",
+    )
+    assert (found.candidates, found.exchanged) == (1, 0)
+    assert main(["prefer", "pool", f"clips={clips}", f"out={tmp_path / 'pool'}", "exchanged=1"]) == INCOMPLETE
+    assert "p0_s0.mp4 is gone" in capsys.readouterr().out
 
 
 def test_clips_that_share_nothing_make_no_pair_and_are_told_why(tmp_path):
