@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from avgen.compose import load
 from avgen.config import at_least_one, to_plain
 from avgen.prefer.__main__ import MINED
 from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
+from avgen.train.data_config import ToyboxData
 
 EXAMPLES = (
     "python -m avgen.prefer.demo model=runs/toybox",
@@ -42,7 +43,7 @@ class DemoConfig:
     candidates: int = 6  # clips of each
     per_prompt: int = 3  # most pairs of each
     held_out: int = 150  # prompts to compare by
-    mode: str = "sum"  # as in avgen prefer
+    mode: Literal["all", "modality", "sum"] = "sum"  # as in avgen prefer
     task: Literal["t2av", "v2a", "a2v"] = "t2av"  # of all clips
     steps: int = 150  # of training, in each round
     rounds: int = 3  # of sample, score, mine, train; each goes on from the last one's model
@@ -99,6 +100,28 @@ def trained(asked: Path | None, demo: Path = Path("runs/demo")) -> Path:
     return max(done, key=lambda run: (run / "demo.json").stat().st_mtime)
 
 
+def check(model: Path, arms: Mapping[str, Arm], trial: Trial) -> None:
+    """Refuse at once what would end some stage hours from now."""
+    from avgen.sample.folder import config_of
+
+    if not (model / "run.json").is_file() or not (model / "model" / "config.json").is_file():
+        raise ValueError(
+            f"model={model} holds no run.json with a model/ beside it: give a training run of all weights, not one of "
+            "adapters"
+        )
+    known = config_of(model)
+    if not isinstance(known.data, ToyboxData):
+        raise ValueError(f"model={model} was not trained on the toybox: there are no clips to go on with")
+    for arm in arms.values():
+        trial.mining(arm)
+        taught = trial.taught(arm)
+        if replace(known.model, attention=taught.model.attention) != taught.model:
+            raise ValueError(
+                f"model={model} is another model than recipe=toybox_dpo describes: give train= the model.* keys that "
+                "it was trained with"
+            )
+
+
 def processes(asked: int | None) -> int:
     import torch
 
@@ -112,18 +135,20 @@ def main(argv: list[str] | None = None) -> int:
         DemoConfig, None, argv, "does preference training help? With figures", EXAMPLES, "python -m avgen.prefer.demo"
     )
     model, count = trained(config.model), processes(config.processes)
+    ablations = {name: ablated(name, config.train) for name in config.ablations}
+    trials = [Trial(model, config.out / f"seed_{seed}", seed, config.size, count) for seed in config.seeds]
+    check(model, ARMS | ablations, trials[0])
     print(f"goes on from {model}")
     values: dict[str, list[Values]] = {}  # by arm, one per repetition
     spent: dict[str, list[float]] = {}
     mined: list[int] = []
-    for place, seed in enumerate(config.seeds):
-        trial = Trial(model, config.out / f"seed_{seed}", seed, config.size, count)
+    for place, trial in enumerate(trials):
         values.setdefault(BEFORE, []).append(trial.judged(BEFORE, model))
         arms = dict(ARMS)
         if place > 0 and config.control == "first":
             del arms[CLIPS]
         if place == 0:
-            arms |= {name: ablated(name, config.train) for name in config.ablations}
+            arms |= ablations
         for name, arm in arms.items():
             gone = trial.improved(name, arm)
             values.setdefault(name, []).append(trial.judged(name, gone.run))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -94,7 +94,7 @@ class Ledger:
             environment["OMP_NUM_THREADS"] = "1"
         began, before, code = time.perf_counter(), self.read().get(cut, 0.0), -1
         try:
-            code = subprocess.run(start, check=False, env=environment).returncode
+            code = run_to_end(start, environment)
         finally:
             spent = before + time.perf_counter() - began
             others = {name: seconds for name, seconds in self.read().items() if name != cut}
@@ -110,6 +110,20 @@ class Ledger:
         draft = self.path.with_suffix(".part")
         draft.write_text(json.dumps(seconds, indent=1) + "\n")
         draft.replace(self.path)
+
+
+def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """The exit code. Ctrl-C is the command's as well, which saves what it has: it is waited for, and a second one kills
+    it."""
+    with subprocess.Popen(words, env=environment) as command:
+        try:
+            return command.wait()
+        except KeyboardInterrupt:
+            try:
+                command.wait()
+            except KeyboardInterrupt:
+                command.kill()
+            raise
 
 
 @dataclass(frozen=True)
@@ -148,9 +162,10 @@ class Trial:
         """Of the model that every arm goes on from."""
         return folder_mark(self.model / "model")
 
-    def folder(self, name: str, *decides: Any) -> Path:
-        """Named by all that decides what lies in it: nothing is taken for what was made otherwise."""
-        decides = (self.weights, self.seed, self.size.solver_steps, self.size.task, *decides)
+    def folder(self, name: str, steps: int, *decides: Any) -> Path:
+        """Named by all that decides what lies in it, with `steps` of its clips: nothing is taken for what was made
+        otherwise."""
+        decides = (self.weights, self.seed, steps, self.size.task, *decides)
         return self.out / f"{name}_{fingerprint(decides)[:8]}"
 
     @property
@@ -159,14 +174,25 @@ class Trial:
         return self.size.prompts, self.size.candidates, self.candidate_steps
 
     @property
+    def candidates(self) -> Path:
+        """The folder of those of the first round."""
+        return self.folder("candidates", self.candidate_steps, *self.sampling)
+
+    def held_out(self, name: str, model: Path) -> Path:
+        """The folder of a model's clips to compare by."""
+        return self.folder(f"held_out_{name}", self.size.solver_steps, str(model), self.size.held_out)
+
+    @property
     def candidate_steps(self) -> int:
         return self.size.candidate_steps or self.size.solver_steps
 
     def own(self, name: str, arm: Arm) -> Path:
         """An arm's folder."""
-        made = (*self.sampling, self.size.steps, self.size.rounds)
+        made = (self.candidates.name, self.size.steps, self.size.rounds)
         # what is compiled learns the same
-        return self.folder(name, made, replace(self.taught(arm), compile=True), self.mining(arm))
+        return self.folder(
+            name, self.size.solver_steps, made, replace(self.taught(arm), compile=True), self.mining(arm)
+        )
 
     def taught(self, arm: Arm) -> TrainConfig:
         """What an arm is trained with."""
@@ -185,7 +211,7 @@ class Trial:
 
     def judged(self, name: str, model: Path) -> Values:
         """Clips of held-out prompts by a model, scored."""
-        folder = self.folder(f"held_out_{name}", str(model), self.size.held_out)
+        folder = self.held_out(name, model)
         prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
         write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out, self.size.task)
         self.sampled(model, prompts, clips, HELD_OUT_CLIPS, self.size.solver_steps)
@@ -212,8 +238,7 @@ class Trial:
         run, model, start, spent, training = self.model, self.model, self.model / "model", 0.0, 0.0
         for number in range(1, self.size.rounds + 1):
             # candidates of the first round are every arm's: all go on from one model
-            first = self.folder("candidates", *self.sampling)
-            whose = first if number == 1 else own / f"candidates_{number}"
+            whose = self.candidates if number == 1 else own / f"candidates_{number}"
             prompts, clips, scores = whose / "prompts.jsonl", whose / "clips", whose / "scores"
             write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts, self.size.task)
             spent += self.sampled(model, prompts, clips, self.size.candidates, self.candidate_steps)
@@ -235,8 +260,7 @@ class Trial:
         from avgen.sample.folder import config_of
 
         pairs, taught, known = self.improved(PAIRS, ARMS[PAIRS]), self.taught(ARMS[PAIRS]), config_of(self.model)
-        if not isinstance(known.data, ToyboxData):
-            raise ValueError(f"{self.model} was not trained on the toybox: there are no clips to go on with")
+        assert isinstance(known.data, ToyboxData), "the demonstration takes no other model"
         step_s = seconds_per_step(pairs.run)
         busy_s = pairs.seconds - pairs.training_s + self.size.rounds * self.size.steps * step_s
         run, steps = self.own(name, arm) / "run", round(LEARNED_PASSES * busy_s / step_s)
@@ -270,11 +294,12 @@ def words_of(key: str, value: Any) -> list[str]:
 def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2av") -> None:
     """Distinct captions of single actors, each with what the task is given: a clip of it."""
     from avgen.data.media import write_clip
-    from avgen.data.toybox import Toybox, ToyboxConfig
+    from avgen.data.toybox import Toybox, ToyboxConfig, caption, facts_of
 
     world, items = Toybox(ToyboxConfig(scenes=("single",)), split, seed), dict[str, int]()  # type: ignore[arg-type]
     for index in range(100 * count):
-        items.setdefault(world[index].caption, index)
+        scene = world.scene(index)  # the clip itself is not needed
+        items.setdefault(caption(facts_of(scene, world.config.duration_s), scene.wording), index)
         if len(items) == count:
             break
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -319,8 +344,6 @@ def values_of(scores: Path) -> Values:
 def gains(one: Sequence[Values], other: Sequence[Values], seed: int = 0) -> dict[str, Any]:
     """One less the other, of each repetition by the prompts that both have; intervals are of 95 % of resampled
     prompts, those of all repetitions together."""
-    from dataclasses import asdict
-
     from avgen.sample.judge import difference
 
     found: dict[str, Any] = {}

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import signal
+import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from avgen.compose import load
 from avgen.config import to_plain
 from avgen.data.media import read_clip
-from avgen.data.toybox import parse
+from avgen.data.toybox import Toybox, ToyboxConfig, parse
 from avgen.data.toybox.reader import read_events
 from avgen.prefer import trial
 from avgen.prefer.config import Group, PreferConfig
-from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, show, trained
-from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, write_prompts
+from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, main, show, trained
+from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, run_to_end, write_prompts
 from avgen.train.config import TrainConfig
 
 
@@ -43,11 +47,11 @@ def test_prompts_that_one_side_lacks_are_left_out():
 def test_a_stage_runs_once_and_again_only_if_it_failed_or_is_asked_otherwise(tmp_path, monkeypatch):
     asked, codes = [], [3, 0, 0]
 
-    def run(words, check, env):
+    def run(words, environment):
         asked.append(words[3:])
-        return subprocess.CompletedProcess(words, codes[len(asked) - 1])
+        return codes[len(asked) - 1]
 
-    monkeypatch.setattr(trial.subprocess, "run", run)
+    monkeypatch.setattr(trial, "run_to_end", run)
     ledger = Ledger(tmp_path / "deep" / "seconds.json")
     with pytest.raises(ValueError, match="avgen eval ended with exit code 3"):
         ledger.run(["eval", "a=1"])
@@ -56,23 +60,76 @@ def test_a_stage_runs_once_and_again_only_if_it_failed_or_is_asked_otherwise(tmp
     assert spent[0] == spent[1]
 
 
+CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(float(sys.argv[1]))
+    Path("saved").touch()
+    sys.exit(0)
+
+signal.signal(signal.SIGINT, save)
+Path("begun.part").write_text(str(os.getpid()))
+Path("begun.part").rename("begun")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_a_stage_that_is_interrupted_may_save_what_it_has(tmp_path, monkeypatch, presses):
+    """Ctrl-C reaches this process and the stage's; the second time nobody waits."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def press():
+        while not Path("begun").exists():
+            time.sleep(0.1)
+        os.kill(int(Path("begun").read_text()), signal.SIGINT)
+        for _ in range(presses):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.5)  # longer than subprocess waits of itself
+
+    hand = threading.Thread(target=press)
+    hand.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_to_end([sys.executable, "-c", CHILD, "1" if presses == 1 else "60"], os.environ)
+    finally:
+        hand.join()
+        signal.signal(signal.SIGINT, before)
+    assert Path("saved").exists() == (presses == 1)
+
+
 def test_what_is_made_otherwise_lies_elsewhere(tmp_path):
     """Stages are known by their words, and these name folders: another size must not find the first one's clips."""
     size = DemoConfig().size
+    (tmp_path / "model" / "model").mkdir(parents=True)
     arm = trial.ARMS["pairs"]
 
     def places(**changes):
         one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(size, **changes), 1)
-        return one.folder("candidates", *one.sampling), one.mined("pairs", arm)
+        return one.candidates, one.mined("pairs", arm)
 
     candidates, pairs = places()
     assert places() == (candidates, pairs)
-    for changes in ({"prompts": 7}, {"candidates": 3}, {"solver_steps": 5}, {"candidate_steps": 5}):
+    for changes in ({"prompts": 7}, {"candidates": 3}, {"candidate_steps": 5}):
         assert not set(places(**changes)) & {candidates, pairs}
     for changes in ({"mode": "all"}, {"steps": 9}, {"per_prompt": 1}, {"train": ("preference.anchor=2",)}):
         again, others = places(**changes)
         assert again == candidates  # the same candidates serve
         assert others != pairs
+
+
+def test_how_held_out_clips_are_made_does_not_make_candidates_anew(tmp_path):
+    (tmp_path / "model" / "model").mkdir(parents=True)
+    few, many = (
+        trial.Trial(tmp_path / "model", tmp_path, 0, replace(DemoConfig().size, candidate_steps=6, solver_steps=n), 1)
+        for n in (12, 24)
+    )
+    assert few.candidates == many.candidates
+    assert few.held_out("before", few.model) != many.held_out("before", many.model)
+    assert few.own("pairs", trial.ARMS["pairs"]) != many.own("pairs", trial.ARMS["pairs"])
 
 
 def trained_with(monkeypatch, one, name, arm):
@@ -88,6 +145,7 @@ def trained_with(monkeypatch, one, name, arm):
 
 def test_an_ablation_holds_against_keys_of_the_users(tmp_path, monkeypatch):
     train = ("preference.anchor=5", "preference.beta_video=0.8")
+    (tmp_path / "model" / "model").mkdir(parents=True)
     one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(DemoConfig().size, rounds=1, train=train), 1)
     assert trained_with(monkeypatch, one, "pairs", trial.ARMS["pairs"]).preference.anchor == 5
     assert trained_with(monkeypatch, one, "no_anchor", ablated("no_anchor", train)).preference.anchor == 0
@@ -96,7 +154,7 @@ def test_an_ablation_holds_against_keys_of_the_users(tmp_path, monkeypatch):
 
 def test_clips_are_those_the_model_knows_the_kind_of_and_take_as_long(tmp_path, monkeypatch):
     learned = load(TrainConfig, "train", ["recipe=toybox", "data.late_share=0.5", "data.world.scenes=[single,turn]"])
-    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model").mkdir(parents=True)
     (tmp_path / "model" / "run.json").write_text(json.dumps({"config": to_plain(learned)}))
     size = replace(DemoConfig().size, rounds=1, steps=60, train=("lora=null", "optimizer.lr=3e-5", "compile=true"))
     clips = trained_with(
@@ -117,6 +175,15 @@ def test_a_task_that_is_given_something_is_given_a_clip_of_its_prompt(tmp_path):
     for line in lines:
         seen = read_events(read_clip(line["video"]).clip).seen
         assert {event.kind for event in seen} == {parse(line["prompt"]).actors[0].kind}
+
+
+def test_captions_are_read_without_their_clips(tmp_path, monkeypatch):
+    monkeypatch.setattr("avgen.data.toybox.world.render", lambda *_: pytest.fail("a clip was rendered"))
+    write_prompts(tmp_path / "prompts.jsonl", "test", 0, 3)
+    monkeypatch.undo()
+    world = Toybox(ToyboxConfig(scenes=("single",)), "test", 0)
+    texts = [json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    assert texts == list(dict.fromkeys(world[i].caption for i in range(6)))[:3]
 
 
 def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
@@ -149,6 +216,53 @@ def test_each_ablation_changes_one_thing():
 def test_a_demonstration_that_cannot_be_is_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         DemoConfig(**wrong)
+
+
+def a_run(root, recipe="toybox", exported="model", **changes):
+    (root / exported).mkdir(parents=True)
+    (root / exported / "config.json").write_text("{}")
+    learned = to_plain(load(TrainConfig, "train", [f"recipe={recipe}"]))
+    (root / "run.json").write_text(json.dumps({"config": learned | changes}))
+    return root
+
+
+NFT = 'train=["preference.kind=nft","preference.beta_video=0.5","preference.beta_audio=0.5"]'
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["mode=bogus"], "'bogus' is not one of all"),
+        (['train=["optimizer.lrr=1"]'], r"optimizer\.lrr: no such key"),
+        ([NFT, "ablations=[strong]"], r"beta_video=2\.0 .* at most 1"),
+        (["model=other"], "was not trained on the toybox"),
+        (["model=adapters"], "not one of adapters"),
+        (["model=gone"], r"holds no run\.json"),
+        (["model=long"], "is another model than recipe=toybox_dpo describes"),
+    ],
+)
+def test_what_would_end_the_demonstration_later_is_refused_at_once(tmp_path, monkeypatch, wrong, says):
+    monkeypatch.chdir(tmp_path)
+    a_run(Path("usual"))
+    a_run(Path("other"), data={"kind": "store", "path": "store"})
+    a_run(Path("adapters"), exported="lora")
+    a_run(Path("long"), recipe="toybox_long")
+    monkeypatch.setattr(Ledger, "run", lambda *_: pytest.fail("a stage was run"))
+    with pytest.raises(ValueError, match=says):
+        main(["model=usual", "out=out", "processes=1", *wrong])
+    assert not Path("out").exists()
+
+
+def test_a_demonstration_that_can_be_goes_to_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_run(Path("usual"))
+    asked = []
+    monkeypatch.setattr(Ledger, "run", lambda self, words, processes=1: asked.append(words[0]) or 1 / 0)
+    ablations = "ablations=[sum,modality,sound,weak,no_anchor]"
+    for further in ([], [NFT, ablations]):
+        with pytest.raises(ZeroDivisionError):
+            main(["model=usual", "out=out", "processes=1", "held_out=2", *further])
+    assert asked == ["sample", "sample"]
 
 
 def test_figures_and_picture_of_two_seeds_and_an_ablation_of_one(tmp_path, capsys):
