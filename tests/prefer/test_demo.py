@@ -96,6 +96,7 @@ def test_a_stage_that_is_interrupted_may_save_what_it_has(tmp_path, monkeypatch,
         with pytest.raises(KeyboardInterrupt):
             run_to_end([sys.executable, "-c", CHILD, "1" if presses == 1 else "60"], os.environ)
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         hand.join()
         signal.signal(signal.SIGINT, before)
     assert Path("saved").exists() == (presses == 1)

@@ -17,7 +17,7 @@ from avgen.lines import whole_lines
 from avgen.prefer.label import ANSWERS, LabelConfig, Survey, questions, served
 from avgen.prefer.pairs import Pair, Side, read_pairs, write_pairs
 from avgen.sample.inputs import Form
-from tests.browser import TIMEOUT_MS, page
+from tests.browser import TIMEOUT_MS, browser, page
 from tests.sample.factory import clip
 
 FORM = Form(1.0, 8.0, 16, 16)
@@ -305,3 +305,29 @@ def test_a_person_answers_by_keys_and_by_clicks_and_sees_no_names(tmp_path):
     for line, asked in zip(lines, survey.questions, strict=True):
         assert line["winner_is_a"] == asked.winner_is_a == ("upper" in line["a"])
         assert line["agrees"] == {"a": asked.winner_is_a, "b": not asked.winner_is_a}.get(line["choice"])
+
+
+@pytest.mark.slow
+def test_a_page_that_was_left_open_shows_the_question_anew(tmp_path):
+    pairs_in(tmp_path / "pairs")
+    server, survey = served(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out", port=0))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with browser() as opened:  # not `page`, to which a refusal is an error
+            shown = opened.new_context().new_page()
+            shown.set_default_timeout(TIMEOUT_MS)
+            shown.goto(f"http://127.0.0.1:{server.server_address[1]}/")
+            shown.get_by_text("4 left").wait_for()
+            survey.secret = "of another start"
+            shown.keyboard.press("1")
+            shown.get_by_text("4 left. Not taken").wait_for()
+            assert not survey.answers
+            shown.keyboard.press("1")
+            shown.get_by_text("3 left").wait_for()
+            shown.context.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert len(survey.answers) == 1
