@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -22,13 +23,14 @@ from avgen.demo.__main__ import main
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
 from avgen.demo.learned import Bar
+from avgen.demo.page import scores_table
 from avgen.demo.showing import varied
 from avgen.demo.stages import frames_of, waves_of
 from avgen.models import fit_codecs
 from avgen.models.embedded_audio import SpectralAudioCodec, fit_audio
 from avgen.models.embedded_video import PatchVideoCodec, fit_video
 from avgen.sample import exam
-from avgen.sample.judge import Estimate, Scored
+from avgen.sample.judge import Counted
 from avgen.train.config import TrainConfig
 from avgen.train.data_config import ToyboxData
 
@@ -73,18 +75,35 @@ class Sources(HTMLParser):
 
 
 def test_figures_are_held_against_shares_of_ceilings_and_distances_from_nulls() -> None:
-    s = Scored(Estimate(0.6, 0.5, 0.7, 9), Estimate(0.8, 0.7, 0.9, 9), Estimate(0.5, 0.4, 0.6, 9))
+    rng = np.random.default_rng(0)
+    real, null = ([(float(n), 10.0) for n in rng.integers(least, 11, 40)] for least in (6, 0))
+    made = [(0.75 * top, bottom) for top, bottom in real]  # of every item three quarters of what can be had
+    s = Counted(made, real, null).scored(0)
     found = {"t2av": {"sync": s}}
     share = Bar("t2av", "sync", 0.7, "ceiling").held_against(found)
-    above = Bar("t2av", "sync", 0.2, "null").held_against(found)
+    above = Bar("t2av", "sync", 0.9, "null").held_against(found)
     plain = Bar("t2av", "sync", 0.5).held_against(found)
     assert share is not None
     assert above is not None
     assert plain is not None
-    assert (share.value, share.low, share.high, share.met) == (pytest.approx(0.75), 0.5 / 0.8, 0.7 / 0.8, True)
-    assert (above.value, above.met) == (pytest.approx(0.1), False)
-    assert (plain.value, plain.met) == (0.6, True)
+    # the ceiling is of the same items: that some are harder leaves nothing open
+    assert (share.value, share.low, share.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert share.met is True
+    assert above.value == pytest.approx(s.figure.value - s.null.value)
+    assert (above.low, above.high, above.met) == (s.above.low, s.above.high, False)
+    assert above.low < above.value < above.high
+    assert (plain.value, plain.low, plain.high, plain.met) == (s.figure.value, s.figure.low, s.figure.high, True)
+    assert share.shown in scores_table(found)
     assert Bar("v2a", "onset", 0.5).held_against(found) is None
+
+
+def test_what_one_clip_cannot_say_is_not_shown_as_an_interval(tmp_path: Path) -> None:
+    counted = [(1.0, 2.0)]
+    found = {"t2av": {"sync": Counted(counted, counted).scored(0)}}
+    figure = Bar("t2av", "sync", 0.5, "ceiling").held_against(found)
+    assert figure is not None
+    assert figure.shown == "1"
+    assert "nan" not in scores_table(found)
 
 
 def test_types_of_scenes_are_judged_alike_however_they_are_trained() -> None:

@@ -180,7 +180,7 @@ def read_answers(path: Path, split: Split) -> Answers:
 
     found = {
         name: {
-            figure: Scored(*(estimated(s[part]) for part in ("figure", "ceiling", "null")))
+            figure: Scored(**{part: estimated(s[part]) for part in s})
             for figure, s in rows.items()
         }
         for name, rows in said["found"].items()
@@ -208,20 +208,17 @@ class Bar:
         s = found.get(self.task, {}).get(self.figure)
         if s is None:
             return None
+
+        def held(name: str, e: Estimate, unit: str = "") -> Figure:
+            return Figure(name, e.value, unit, self.at_least, low=e.low, high=e.high)
+
         name = f"{self.task}: {self.figure}"
         if self.of == "ceiling":
-            top = s.ceiling.value or math.nan
-            e = s.figure
-            return Figure(
-                f"{name}, share of its ceiling", e.value / top, "", self.at_least, low=e.low / top, high=e.high / top
-            )
+            return held(f"{name}, share of its ceiling", s.share)
         if self.of == "null":
-            assert s.null is not None
-            return Figure(f"{name}, above its null", s.figure.value - s.null.value, "", self.at_least)
-        unit = "dB" if "dB" in self.figure else ""
-        return Figure(
-            name.removesuffix(", dB"), s.figure.value, unit, self.at_least, low=s.figure.low, high=s.figure.high
-        )
+            assert s.above is not None
+            return held(f"{name}, above its null", s.above)
+        return held(name.removesuffix(", dB"), s.figure, "dB" if "dB" in self.figure else "")
 
 
 CAPTIONS = tuple(

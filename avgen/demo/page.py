@@ -10,6 +10,7 @@ from pathlib import Path
 from avgen.demo.figures import Figure
 from avgen.demo.learned import Answers, together
 from avgen.demo.showing import Shown
+from avgen.sample.judge import Estimate
 from avgen.sample.scores import Found
 
 TASKS = {
@@ -105,18 +106,25 @@ def scores_table(found: Found) -> str:
     def said(value: float) -> str:
         return f"{value:.3g}" if math.isfinite(value) else "-"
 
+    def estimated(e: Estimate | None) -> str:
+        if e is None:
+            return ""
+        return f"{said(e.value)} ({said(e.low)} - {said(e.high)})" if math.isfinite(e.low) else said(e.value)
+
     rows = []
     for task, figures in found.items():
         for name, s in figures.items():
-            e = s.figure
             cells = (
-                f"{said(e.value)} ({said(e.low)} - {said(e.high)})",
+                estimated(s.figure),
                 said(s.ceiling.value),
+                estimated(s.share),
                 "" if s.null is None else said(s.null.value),
-                str(e.clips),
+                estimated(s.above),
+                str(s.figure.clips),
             )
             rows.append(f"<tr><td>{escape(task)}: {escape(name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
-    head = "".join(f"<th>{c}</th>" for c in ("", "value", "ceiling", "null", "clips"))
+    titles = ("", "value", "ceiling", "share of it", "null", "above it", "clips")
+    head = "".join(f"<th>{title}</th>" for title in titles)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
