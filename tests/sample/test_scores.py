@@ -126,6 +126,15 @@ def test_scenes_are_counted_apart_and_together_make_the_whole(varied, task):
     assert sum(f.clips * f.value for f in apart) / counted == pytest.approx(whole)
 
 
+@pytest.mark.parametrize(("task", "times"), [("i2av", 0), ("v2a", 1), ("a2v", 1)])
+def test_items_are_read_once_for_all_scenes_and_only_where_they_are_needed(varied, task, times, monkeypatch):
+    reads = []
+    of = Read.of
+    monkeypatch.setattr(Read, "of", lambda clip: reads.append(clip) or of(clip))
+    scored(replace(varied), task, varied.real, seed=0)  # a judge that has read nothing
+    assert len(reads) == times * len(varied.items)
+
+
 def test_an_estimate_is_a_ratio_of_sums_and_its_interval_narrows():
     few, many = estimate([(1, 2), (0, 2)] * 5), estimate([(1, 2), (0, 2)] * 80)
     assert few.value == many.value == 0.25
