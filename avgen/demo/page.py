@@ -10,6 +10,7 @@ from pathlib import Path
 from avgen.demo.figures import Figure
 from avgen.demo.learned import Answers, together
 from avgen.demo.showing import Shown
+from avgen.lines import write_whole
 from avgen.sample.judge import Estimate
 from avgen.sample.scores import Found
 
@@ -82,7 +83,7 @@ def write_page(
         "</body></html>",
     ]
     path = out / "index.html"
-    path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(part for part in parts if part) + "\n")
     return path
 
 
