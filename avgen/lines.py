@@ -1,4 +1,5 @@
-"""What files hold: prompts that people wrote; JSON, one object a line, appended to by several processes; a hash."""
+"""What files hold: prompts that people wrote; text, whole or as it was; JSON, one object a line, appended to by several
+processes; a hash."""
 
 from __future__ import annotations
 
@@ -28,6 +29,21 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A kill leaves what the file held before, or all of the text."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def read_whole(path: Path) -> Any:
+    """JSON; None where there is no file, or one that a kill cut short."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except json.JSONDecodeError:
+        return None
 
 
 def file_hash(path: Path) -> str:

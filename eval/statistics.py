@@ -1,8 +1,7 @@
 """Error bars and verdicts: bootstrap intervals over prompts, paired comparisons, Holm's correction.
 
-Clips of one prompt (other seeds) are not independent, so prompts are what is resampled. The intervals are
-bias-corrected and accelerated (Efron 1987) at the levels that Student's t would need (Hesterberg 2015): plain
-percentiles are too short for few prompts. `python -m eval.calibration` shows how often they cover the truth.
+Clips of one prompt (other seeds) are not independent, so prompts are what is resampled. `python -m eval.calibration`
+shows how often the intervals (avgen.bootstrap) cover the truth.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import special  # scipy.stats says the same and takes a second to import
 
-from avgen.bootstrap import resampled_sums
+from avgen.bootstrap import interval, quotients
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -99,15 +97,14 @@ def _estimate(
 ) -> Estimate:
     sums = _per_cluster(rows, clusters)
     value = float(_of_sums(sums.sum(0)))
-    low, high = _interval(sums, value, level, resamples, seed) if math.isfinite(value) else (math.nan, math.nan)
+    low, high = interval(sums, _of_sums, level, resamples, seed)
     return Estimate(value, low, high, len(rows), len(sums), level)
 
 
 def _of_sums(sums: np.ndarray) -> np.ndarray:
     """(..., 2) -> ratios, (..., 4) -> differences of two ratios; nan where nothing is divided by."""
-    tops, bottoms = sums[..., 0::2], sums[..., 1::2]
-    ratios = np.divide(tops, bottoms, out=np.full(tops.shape, np.nan), where=bottoms > 0)
-    return ratios[..., 0] - ratios[..., 1] if ratios.shape[-1] == 2 else ratios[..., 0]
+    found = quotients(sums[..., 0::2], sums[..., 1::2])
+    return found[..., 0] - found[..., 1] if found.shape[-1] == 2 else found[..., 0]
 
 
 def _per_cluster(rows: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
@@ -120,33 +117,6 @@ def _per_cluster(rows: np.ndarray, clusters: Sequence[Hashable] | None) -> np.nd
     places: dict[Hashable, int] = {}
     index = np.array([places.setdefault(name, len(places)) for name in clusters], int)
     return np.stack([np.bincount(index, column, minlength=len(places)) for column in rows.T], 1)
-
-
-def _interval(sums: np.ndarray, value: float, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Of what all rows' sums make, over rows drawn anew."""
-    count = len(sums)
-    if count < 2:
-        return math.nan, math.nan
-    drawn = _of_sums(resampled_sums(sums, resamples, seed))
-    drawn = drawn[np.isfinite(drawn)]
-    if np.ptp(drawn) == 0:
-        return value, value
-    left = _of_sums(sums.sum(0) - sums)
-    pull = np.nanmean(left) - left
-    pull = np.nan_to_num(pull)
-    spread = float((pull**2).sum())
-    acceleration = float((pull**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-    same = 1e-9 * np.ptp(drawn)  # sums that differ only in their rounding are ties
-    below = (np.sum(drawn < value - same) + 0.5 * np.sum(np.abs(drawn - value) <= same)) / len(drawn)
-    bias = float(special.ndtri(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn))))
-    # the standard normal point that a sample of this size needs to reach as far as Student's t
-    reach = float(math.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 + level) / 2))
-    shares = []
-    for z in (-reach, reach):
-        moved = bias + z
-        shares.append(float(special.ndtr(bias + moved / max(1 - acceleration * moved, 1e-3))))
-    low, high = np.quantile(drawn, shares)
-    return float(low), float(high)
 
 
 def compare(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from avgen import command
 from avgen.demo.config import DemoConfig
 
@@ -16,11 +14,6 @@ def main(argv: list[str] | None = None) -> int:
         "render toybox clips, fit codecs, train a model, let it make clips, and say how well each part does",
         ["avgen demo", "avgen demo quick=true", "avgen demo recipe=toybox_long heldout_clips=100 out=runs/demo_long"],
     )
-    if config.quick:
-        config = replace(config, fit_clips=min(config.fit_clips, 96), test_clips=min(config.test_clips, 20))
-        config = replace(config, shown_clips=min(config.shown_clips, config.test_clips))
-        config = replace(config, sampled_clips=min(config.sampled_clips, 4), samples_shown=min(config.samples_shown, 1))
-        config = replace(config, toybench_prompts=min(config.toybench_prompts, 4))
     # here, not above: a mistyped key must not wait for the models to be imported
     from rich.console import Console
 
@@ -28,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     from avgen.demo.stages import run
 
     try:
-        run(config, Console())
+        run(config.settled, Console())
     except Unfinished as stopped:
         return stopped.code
     return 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from avgen.config import at_least_one
 from avgen.data.toybox import ToyboxConfig
 
 TOYBENCH_PROMPTS = 400  # that the suite has
+QUICK_OUT = Path("runs/demo_quick")
+# of a quick demo at most
+QUICK = {"fit_clips": 96, "test_clips": 20, "sampled_clips": 4, "samples_shown": 1, "toybench_prompts": 4}
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class DemoConfig:
     toybench_prompts: int = 100  # of eval's suite for the toybox, for the page of all metrics; at most 400
     recipe: str = "toybox"  # of the model that is trained: a file in configs/recipe
     world: ToyboxConfig = field(default_factory=ToyboxConfig)  # of the clips that reader and codecs are judged by
-    out: Path = Path("runs/demo")  # folder for clips, contact sheet and figures.json
+    out: Path = Path("runs/demo")  # folder for clips, page and figures.json; of quick=true runs/demo_quick
     seed: int = 0  # of the world's clips and of the codecs' fit
     refit: bool = False  # fit the codecs again although a fit lies in the folder
     quick: bool = False  # a tenth of the clips: to see that all runs, not for its figures
@@ -42,3 +46,12 @@ class DemoConfig:
             raise ValueError(f"heldout_clips={self.heldout_clips} must be 0 or at least 2")
         if self.shown_clips > self.test_clips:
             raise ValueError(f"shown_clips={self.shown_clips} must not exceed test_clips={self.test_clips}")
+
+    @property
+    def settled(self) -> DemoConfig:
+        """As it is run: quick ones with less of everything, and in a folder of their own unless one is named."""
+        if not self.quick:
+            return self
+        less: dict[str, Any] = {name: min(getattr(self, name), count) for name, count in QUICK.items()}
+        less["shown_clips"] = min(self.shown_clips, less["test_clips"])
+        return replace(self, **less, out=QUICK_OUT if self.out == DemoConfig.out else self.out)

@@ -22,7 +22,7 @@ class Figure:
     unit: str = ""
     at_least: float | None = None  # the bar it has to reach ...
     at_most: float | None = None  # ... or to stay under
-    low: float | None = None  # its 95 % interval over clips, where there is one
+    low: float | None = None  # its 95 % interval over clips, where there is one; nan of one clip alone
     high: float | None = None
 
     @property
@@ -36,7 +36,8 @@ class Figure:
     def shown(self) -> str:
         if math.isnan(self.value):
             return "unknown"
-        interval = "" if self.low is None or self.high is None else f" ({self.low:.4g} - {self.high:.4g})"
+        known = self.low is not None and self.high is not None and not math.isnan(self.low)
+        interval = f" ({self.low:.4g} - {self.high:.4g})" if known else ""
         return f"{self.value:.4g}{interval} {self.unit}".strip()
 
     @property

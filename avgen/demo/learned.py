@@ -17,19 +17,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from avgen import __version__
 from avgen.compose import load
 from avgen.config import fingerprint
 from avgen.data.toybox import ToyboxConfig, ToyClip
-from avgen.data.toybox.world import Split
+from avgen.data.toybox.reader import READER_VERSION
+from avgen.data.toybox.world import WORLD_VERSION, Split
 from avgen.demo.config import DemoConfig
 from avgen.demo.figures import Figure
 from avgen.demo.showing import Shown, show_made, varied
-from avgen.lines import finite
+from avgen.lines import finite, read_whole, write_whole
 from avgen.models.compilation import words_without_compiler
+from avgen.ranks import this_process
 from avgen.sample.exam import TASKS, Exam, crew
-from avgen.sample.folder import open_pipeline
+from avgen.sample.folder import open_for
 from avgen.sample.guidance import Guidance, ModalityGuidance
-from avgen.sample.judge import Estimate, Judge, Scored
+from avgen.sample.judge import JUDGE_VERSION, Estimate, Judge, Scored
 from avgen.sample.method import Method
 from avgen.sample.scores import Found, answers, judge_of, scored
 from avgen.sample.solvers import SolverConfig
@@ -56,6 +59,7 @@ class Answers:
     split: Split
     found: Found
     shown: tuple[Shown, ...]
+    seconds: float  # that making and reading them took
 
 
 def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
@@ -73,8 +77,10 @@ def settings(config: DemoConfig) -> tuple[list[str], TrainConfig]:
     plain = load(TrainConfig, "train", words)
     if not isinstance(plain.data, ToyboxData):
         raise ValueError(f"recipe={config.recipe} does not train on the toybox, whose events the demo judges by")
-    # what is compiled learns the same: a run that began without a compiler goes on with one
-    out = config.out / "model" / fingerprint(replace(plain, out=Path(), compile=False))[:8]
+    # what is compiled learns the same: a run that began without a compiler goes on with one. Nor does it matter how the
+    # demo's folder is called: the run's own record says which codecs it learned
+    same = replace(plain, out=Path(), compile=False, data=replace(plain.data, codecs=Path()))
+    out = config.out / "model" / fingerprint(same)[:8]
     return [*words, f"out={out}"], replace(plain, out=out)
 
 
@@ -82,7 +88,7 @@ def train(config: DemoConfig, console: Console) -> tuple[TrainConfig, float]:
     """The trained run and the seconds it took, now or before."""
     words, run = settings(config)
     record = run.out / "demo.json"
-    before = json.loads(record.read_text()) if record.is_file() else {"seconds": 0.0, "done": False}
+    before = {"seconds": None if record.is_file() else 0.0, "done": False} | (read_whole(record) or {})
     if before["done"]:
         console.print(f"trained before: {run.out}")
         return run, seconds_of(before)
@@ -109,14 +115,15 @@ def seconds_of(record: Mapping[str, Any]) -> float:
 def note(record: Path, seconds: float, done: bool, config: DemoConfig) -> None:
     """A quick demo's model has learned nothing: who looks for a model to go on with passes it by."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"seconds": finite(seconds), "done": done, "quick": config.quick}) + "\n")
+    write_whole(record, json.dumps({"seconds": finite(seconds), "done": done, "quick": config.quick}) + "\n")
 
 
 def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[list[Answers], float]:
-    """Every task over unseen items, and over unseen combinations if asked for; seconds per clip made and read."""
+    """Every task over unseen items, and over unseen combinations if asked for; seconds per clip made and read, now or
+    before."""
     solver = SolverConfig(steps=QUICK_STEPS) if config.quick else SolverConfig()
     method = Method(solver, Guidance(*(ModalityGuidance(text=TEXT_GUIDANCE),) * 2), precision="auto")
-    pipeline = open_pipeline(run.out)
+    pipeline = open_for(this_process().device, run.out, None)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,11 +135,10 @@ def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[lis
     if config.heldout_clips:
         splits.append(("heldout", config.heldout_clips))
     answered = []
-    made, spent_s = 0, 0.0
     with Progress(*columns, console=console, transient=True) as bar, crew(run.out, pipeline, None) as reader:
         for split, clips in splits:
             exam = Exam.of(pipeline, world_of(run), split, config.seed, clips, method)
-            key = fingerprint((pipeline.fingerprint, exam, config.samples_shown))[:8]
+            key = key_of(pipeline.fingerprint, exam, config.samples_shown)
             judge: Judge | None = None
             for task in TASKS:
                 folder = config.out / "samples" / key / task
@@ -143,14 +149,19 @@ def examine(config: DemoConfig, run: TrainConfig, console: Console) -> tuple[lis
                     doing = bar.add_task(f"{task}, {split} items", total=clips)
                     began = time.perf_counter()
                     read = answers(exam, task, reader, BATCH, lambda n, doing=doing: bar.advance(doing, n))  # type: ignore[misc]
-                    spent_s += time.perf_counter() - began
-                    made += clips
+                    seconds = time.perf_counter() - began
                     folder.mkdir(parents=True, exist_ok=True)
                     asked = [exam.asked(task, i) for i in range(clips)]
                     shown = show_made(folder, config.out, exam, task, asked, read, chosen(asked, config.samples_shown))
-                    write(folder / "answers.json", scored(judge, task, read, config.seed), shown)
+                    write(folder / "answers.json", scored(judge, task, read, config.seed), shown, seconds)
                 answered.append(read_answers(folder / "answers.json", split))
-    return answered, spent_s / made if made else math.nan
+    made = len(TASKS) * sum(clips for _, clips in splits)
+    return answered, sum(a.seconds for a in answered) / made
+
+
+def key_of(model: str, exam: Exam, shown: int) -> str:
+    """Names the folder of what a model (its fingerprint) answered: by the exam, and by what judges it now."""
+    return fingerprint((model, exam, shown, __version__, WORLD_VERSION, READER_VERSION, JUDGE_VERSION))[:8]
 
 
 def world_of(run: TrainConfig) -> ToyboxConfig:
@@ -165,11 +176,9 @@ def chosen(asked: Sequence[ToyClip], count: int) -> list[int]:
     return [first[i] for i in varied([asked[i] for i in first], count)]
 
 
-def write(path: Path, found: Found, shown: Sequence[Shown]) -> None:
+def write(path: Path, found: Found, shown: Sequence[Shown], seconds: float) -> None:
     figures = {name: {figure: asdict(s) for figure, s in rows.items()} for name, rows in found.items()}
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps({"found": figures, "shown": [asdict(s) for s in shown]}))
-    draft.replace(path)
+    write_whole(path, json.dumps({"found": figures, "shown": [asdict(s) for s in shown], "seconds": seconds}))
 
 
 def read_answers(path: Path, split: Split) -> Answers:
@@ -179,13 +188,10 @@ def read_answers(path: Path, split: Split) -> Answers:
         return None if plain is None else Estimate(**plain)
 
     found = {
-        name: {
-            figure: Scored(*(estimated(s[part]) for part in ("figure", "ceiling", "null")))
-            for figure, s in rows.items()
-        }
+        name: {figure: Scored(**{part: estimated(s[part]) for part in s}) for figure, s in rows.items()}
         for name, rows in said["found"].items()
     }
-    return Answers(split, found, tuple(Shown(**shown) for shown in said["shown"]))
+    return Answers(split, found, tuple(Shown(**shown) for shown in said["shown"]), said["seconds"])
 
 
 def together(answered: Sequence[Answers]) -> Found:
@@ -208,20 +214,17 @@ class Bar:
         s = found.get(self.task, {}).get(self.figure)
         if s is None:
             return None
+
+        def held(name: str, e: Estimate, unit: str = "") -> Figure:
+            return Figure(name, e.value, unit, self.at_least, low=e.low, high=e.high)
+
         name = f"{self.task}: {self.figure}"
         if self.of == "ceiling":
-            top = s.ceiling.value or math.nan
-            e = s.figure
-            return Figure(
-                f"{name}, share of its ceiling", e.value / top, "", self.at_least, low=e.low / top, high=e.high / top
-            )
+            return held(f"{name}, share of its ceiling", s.share)
         if self.of == "null":
-            assert s.null is not None
-            return Figure(f"{name}, above its null", s.figure.value - s.null.value, "", self.at_least)
-        unit = "dB" if "dB" in self.figure else ""
-        return Figure(
-            name.removesuffix(", dB"), s.figure.value, unit, self.at_least, low=s.figure.low, high=s.figure.high
-        )
+            assert s.above is not None
+            return held(f"{name}, above its null", s.above)
+        return held(name.removesuffix(", dB"), s.figure, "dB" if "dB" in self.figure else "")
 
 
 CAPTIONS = tuple(

@@ -10,6 +10,8 @@ from pathlib import Path
 from avgen.demo.figures import Figure
 from avgen.demo.learned import Answers, together
 from avgen.demo.showing import Shown
+from avgen.lines import write_whole
+from avgen.sample.judge import Estimate
 from avgen.sample.scores import Found
 
 TASKS = {
@@ -81,7 +83,7 @@ def write_page(
         "</body></html>",
     ]
     path = out / "index.html"
-    path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(part for part in parts if part) + "\n")
     return path
 
 
@@ -105,18 +107,25 @@ def scores_table(found: Found) -> str:
     def said(value: float) -> str:
         return f"{value:.3g}" if math.isfinite(value) else "-"
 
+    def estimated(e: Estimate | None) -> str:
+        if e is None:
+            return ""
+        return f"{said(e.value)} ({said(e.low)} - {said(e.high)})" if math.isfinite(e.low) else said(e.value)
+
     rows = []
     for task, figures in found.items():
         for name, s in figures.items():
-            e = s.figure
             cells = (
-                f"{said(e.value)} ({said(e.low)} - {said(e.high)})",
+                estimated(s.figure),
                 said(s.ceiling.value),
+                estimated(s.share),
                 "" if s.null is None else said(s.null.value),
-                str(e.clips),
+                estimated(s.above),
+                str(s.figure.clips),
             )
             rows.append(f"<tr><td>{escape(task)}: {escape(name)}</td>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
-    head = "".join(f"<th>{c}</th>" for c in ("", "value", "ceiling", "null", "clips"))
+    titles = ("", "value", "ceiling", "share of it", "null", "above it", "clips")
+    head = "".join(f"<th>{title}</th>" for title in titles)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 

@@ -7,7 +7,6 @@ items, and its score on toybench; at last the page.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from avgen import __version__
-from avgen.config import fingerprint, to_plain
+from avgen.config import ConfigError, fingerprint, to_plain
 from avgen.data.contact_sheet import Mark, contact_sheet
 from avgen.data.media import read_clip, write_clip
 from avgen.data.toybox import Toybox, ToyClip
@@ -34,7 +33,7 @@ from avgen.demo.figures import Figure, figure_table, reader_row, reader_table
 from avgen.demo.learned import Answers, examine, held_against_bars, together, train
 from avgen.demo.page import write_page
 from avgen.demo.showing import enlarged, varied
-from avgen.lines import finite
+from avgen.lines import finite, read_whole, write_whole
 from avgen.models.codec_report import onset_errors_s, psnr_db, spectral_convergence
 from avgen.models.codecs import AudioCodec, VideoCodec
 from avgen.models.fit_codecs import fit_folder, load_or_fit
@@ -65,24 +64,40 @@ class Workshop:
 
 def run(config: DemoConfig, console: Console) -> list[Figure]:
     """All stages in order; writes clips, contact sheet and figures.json under config.out."""
+    keep_full(config)
     config.out.mkdir(parents=True, exist_ok=True)
     shop = Workshop(config, console)
     figures: list[Figure] = []
     for stage in STAGES:
         figures += stage(shop)
-    found = together(shop.answered)
+    page = write_all(shop, figures)  # toybench takes long: what there is can be looked at meanwhile
+    console.print(f"So far: [bold]{page}[/bold]")
+    figures += bench_stage(shop)
+    page = write_all(shop, figures)
     console.print(reader_table(shop.scores))
-    console.print(scores_table(found))
+    console.print(scores_table(together(shop.answered)))
     console.print(figure_table(figures, shop.bench))
-    write_figures(config, figures, shop.scores, found)
-    model = f"recipe={config.recipe}, {shop.run.steps:,} steps, in {shop.run.out}" if shop.run else ""
-    page = write_page(config.out, figures, shop.answered, model, config.quick, shop.bench)
     console.print(
         f"Clips, contact sheet and figures.json are in [bold]{config.out}[/bold]; look at [bold]{page}[/bold]."
     )
     if config.quick:
         console.print("quick=true: too few clips for these figures to mean much.")
     return figures
+
+
+def keep_full(config: DemoConfig) -> None:
+    """What took an hour is not replaced by what means nothing."""
+    before = read_whole(config.out / "figures.json")
+    if config.quick and before is not None and not before["config"]["quick"]:
+        raise ConfigError("out", f"{config.out} holds the figures of a full demo: give quick=true another out=")
+
+
+def write_all(shop: Workshop, figures: Sequence[Figure]) -> Path:
+    """figures.json and the page, which is returned."""
+    config = shop.config
+    write_figures(config, figures, shop.scores, together(shop.answered))
+    model = f"recipe={config.recipe}, {shop.run.steps:,} steps, in {shop.run.out}" if shop.run else ""
+    return write_page(config.out, figures, shop.answered, model, config.quick, shop.bench)
 
 
 def world_stage(shop: Workshop) -> list[Figure]:
@@ -99,7 +114,7 @@ def world_stage(shop: Workshop) -> list[Figure]:
 def media_stage(shop: Workshop) -> list[Figure]:
     """The same clips through H.264 and AAC."""
     through = []
-    with TemporaryDirectory(dir=shop.config.out) as folder:
+    with TemporaryDirectory() as folder:  # not in config.out: a kill leaves it behind
         for i, item in enumerate(shop.each(shop.test, "writing and reading mp4")):
             path = Path(folder) / f"{i:04d}.mp4"
             write_clip(path, item.clip)
@@ -148,10 +163,8 @@ def sample_stage(shop: Workshop) -> list[Figure]:
     """Text, first frame, picture or sound of held-out items to clips, and what the reader makes of them."""
     assert shop.run is not None
     shop.answered, seconds = examine(shop.config, shop.run, shop.console)
-    figures = held_against_bars(shop.config.recipe, together(shop.answered))
-    if math.isfinite(seconds):  # nothing was made where all lay there
-        figures.insert(0, Figure("model: clips made and read per minute", 60 / seconds, "1/min"))
-    return figures
+    speed = Figure("model: clips made and read per minute", 60 / seconds, "1/min")
+    return [speed, *held_against_bars(shop.config.recipe, together(shop.answered))]
 
 
 def bench_stage(shop: Workshop) -> list[Figure]:
@@ -168,7 +181,6 @@ STAGES: tuple[Callable[[Workshop], list[Figure]], ...] = (
     codec_stage,
     train_stage,
     sample_stage,
-    bench_stage,
 )
 MOST_MINUTES = {"toybox": 10.0, "toybox_long": 60.0}  # of training, on two cores
 
@@ -280,4 +292,4 @@ def write_figures(config: DemoConfig, figures: Sequence[Figure], scores: dict[st
         "reader": finite({name: reader_row(read) for name, read in scores.items()}),
         "scores": plain_scores(found),
     }
-    (config.out / "figures.json").write_text(json.dumps(said, indent=2, allow_nan=False) + "\n")
+    write_whole(config.out / "figures.json", json.dumps(said, indent=2, allow_nan=False) + "\n")

@@ -81,15 +81,16 @@ def load_or_fit(
         began = time.perf_counter()
         video, audio = fit_embedded(world_config, n_clips, seed)
         partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")  # machines that share it may share numbers
-        video.save_pretrained(partial / "video")
-        audio.save_pretrained(partial / "audio")
-        (partial / "fit.json").write_text(json.dumps({"seconds": time.perf_counter() - began}))
         try:
+            video.save_pretrained(partial / "video")
+            audio.save_pretrained(partial / "audio")
+            (partial / "fit.json").write_text(json.dumps({"seconds": time.perf_counter() - began}))
             partial.rename(folder)
         except OSError:
-            if not folder.exists():
+            if not folder.exists():  # else another process was first: both use its fit
                 raise
-            shutil.rmtree(partial, ignore_errors=True)  # another process was first: both use its fit
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # nothing is left once it has its name
     return open_fit(folder)
 
 

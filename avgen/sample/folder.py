@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,19 +74,25 @@ def pipeline_for(config: TrainConfig, run: Path, model: AVTransformer) -> AVPipe
         made_by = open_pipeline(config.data.pipeline)
         made_by.register_modules(model=model)
         return made_by
-    return pipeline_of(config, model, *parts_for(config.data, run))
+    return pipeline_of(config, model, *parts_for(config, run))
 
 
-def parts_for(data: ToyboxData | StoreData, run: Path) -> tuple[VideoCodec, AudioCodec, TransformersText | None]:
+def parts_for(config: TrainConfig, run: Path) -> tuple[VideoCodec, AudioCodec, TransformersText | None]:
     """The codecs of the latents that the run was trained on, and its captions' frozen encoder if they have one."""
     from avgen.train.data import codecs_of, fitted
 
+    data = config.data
     if isinstance(data, StoreData):
         from avgen.data.store import Store
 
         store = Store.open(data.path)
         return *codecs_of(store), captions_of(store)
-    return *fitted(data, run), None
+    assert isinstance(data, ToyboxData)
+    # a run names its codecs by a path from where it was begun; the way to them from its own folder is the same in every
+    # working directory, and where both were moved or copied
+    known = data.codecs.is_absolute() == config.out.is_absolute()
+    beside = run / os.path.relpath(data.codecs, config.out) if known else None
+    return *fitted(data, run, beside=beside), None
 
 
 def captions_of(store: Store) -> TransformersText | None:

@@ -71,9 +71,13 @@ def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
 
 
 def fitted(
-    data: ToyboxData, out: Path, begins: TrainConfig | None = None
+    data: ToyboxData, out: Path, begins: TrainConfig | None = None, beside: Path | None = None
 ) -> tuple[PatchVideoCodec, SpectralAudioCodec]:
-    """The codecs of the run in `out`: those it was begun with, whatever this version would fit to the same clips."""
+    """The codecs of the run in `out`: those it was begun with, whatever this version would fit to the same clips.
+
+    They are fitted for a run that begins. For one that has learned they are found, in `beside` or in data.codecs:
+    fitted on another machine they would be others, within rounding.
+    """
     now = fit_folder(data.codecs, data.fitted_world, data.fit_clips)
     then = now
     if (out / READ).is_file():
@@ -82,13 +86,16 @@ def fitted(
             then = now.with_name(named)
     if begins is not None:
         go_on_with(begins, "data", "latents of the codecs", [then.name], "")
-    if then == now:
-        return load_or_fit(data.codecs, data.fitted_world, data.fit_clips)
+        if then == now:
+            return load_or_fit(data.codecs, data.fitted_world, data.fit_clips)
+    if beside is not None and (beside / then.name).is_dir():
+        then = beside / then.name
     if not then.is_dir():
+        fits = "" if then.name == now.name else f", and this version fits {now.name}"
         raise ConfigError(
             "data.codecs",
-            f"the model in {out} learned latents of {then}, which is not there, and this version fits {now.name}: put "
-            "that folder back, or train again with another out=",
+            f"the model in {out} learned latents of {then.absolute()}, which is not there{fits}: put that "
+            "folder back, or train again with another out=",
         )
     return open_fit(then)
 

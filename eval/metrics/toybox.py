@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 from avgen.data.toybox import SceneFacts, parse
 from avgen.data.toybox.hearing import HeardEvent, hear
-from avgen.data.toybox.reader import CaptionScore, Reading, score_caption
+from avgen.data.toybox.reader import READER_VERSION, CaptionScore, Reading, score_caption
 from avgen.data.toybox.seeing import SeenActor, SeenEvent, see
 from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Result, Setup, Take
 from eval.take import Picture, Sound
 
 BOTH = Needs(picture=True, sound=True, text=True)
-READER = 1  # version of the event reader: raise it when its readings change
 
 
 def metrics(setup: Setup) -> Sequence[Metric]:
@@ -30,7 +29,7 @@ def metrics(setup: Setup) -> Sequence[Metric]:
                 " max(seen + heard, 2 * events asked for). Of prompts whose actors are all seen and heard.",
                 direction="higher",
                 needs=BOTH,
-                parameters={"reader": READER},
+                parameters={"reader": READER_VERSION},
                 nulls=("shifted",),
                 ceiling=True,
             ),
@@ -43,7 +42,7 @@ def metrics(setup: Setup) -> Sequence[Metric]:
                     f"Share of the actors in the prompt that the clip shows (or lets hear, off screen) {says}.",
                     direction="higher",
                     needs=BOTH,
-                    parameters={"reader": READER},
+                    parameters={"reader": READER_VERSION},
                     ceiling=True,
                 ),
                 share_of(name),
@@ -56,7 +55,7 @@ def metrics(setup: Setup) -> Sequence[Metric]:
                 "1 where a prompt that asks for silence is followed by a clip in which no event is heard, else 0.",
                 direction="higher",
                 needs=BOTH,
-                parameters={"reader": READER},
+                parameters={"reader": READER_VERSION},
                 ceiling=True,
             ),
             silence,

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from avgen.models import fit_codecs
 from avgen.models.embedded_audio import SpectralAudioCodec
 from avgen.models.embedded_video import PatchVideoCodec
 from avgen.models.text import captions_of
+from avgen.sample.folder import parts_for
 from avgen.tasks import I2AV, T2AV, V2A, assign
 from avgen.train.data import fitted, worlds_of
 from avgen.train.data_config import SceneStage, ToyboxData, ToyboxShape
@@ -311,3 +313,30 @@ def test_a_run_keeps_the_codecs_that_it_was_begun_with(codecs, tmp_path, monkeyp
         fitted(data, begun.out)
     fitted(data, tmp_path / "new", begins=replace(begun, out=tmp_path / "new"))
     assert len(fits) == 2
+
+
+def test_codecs_are_never_fitted_to_a_model_that_has_learned(codecs, tmp_path, monkeypatch):
+    """Found from every working directory and beside a run that was moved, else asked for."""
+    fits = []
+    monkeypatch.setattr(fit_codecs, "fit_embedded", lambda *about: fits.append(about) or codecs)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    data = ToyboxData(world=WORLD, codecs=Path("runs/codecs"), fit_clips=8)
+    begun = settings(Path("runs/run"), data=data)
+    fitted(data, begun.out, begins=begun)
+
+    def found(run):
+        return parts_for(begun, run)[0].fingerprint
+
+    assert found(begun.out) == codecs[0].fingerprint
+    monkeypatch.chdir(tmp_path)
+    assert found(home / "runs/run") == codecs[0].fingerprint
+    (home / "runs").rename(tmp_path / "moved")
+    assert found(tmp_path / "moved/run") == codecs[0].fingerprint
+    shutil.copytree(tmp_path / "moved/run", tmp_path / "alone")
+    with pytest.raises(
+        ConfigError, match=r"data\.codecs: the model in .*alone learned latents of .*put that folder back"
+    ):
+        found(tmp_path / "alone")
+    assert len(fits) == 1

@@ -275,6 +275,17 @@ def test_a_pair_is_fitted_once_for_each_choice_of_clips(few_steps, tmp_path):
     assert len({fit_folder(tmp_path, w, n, s) for w in (small, WORLD) for n in (8, 9) for s in (0, 1)}) == 8
 
 
+def test_a_fit_that_cannot_be_written_leaves_nothing(few_steps, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SpectralAudioCodec, "save_pretrained", full)
+    small = ToyboxConfig(height=8, width=8, sample_rate_hz=8000, kinds=("lamp",), scenes=("single",))
+    with pytest.raises(OSError, match="space"):
+        load_or_fit(tmp_path, small, n_clips=8)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_fits_what_the_function_fits(few_steps, tmp_path, capsys):
     assert (
         fit_main([f"out={tmp_path}", "n_clips=16", "world.height=8", "world.width=8", "world.sample_rate_hz=8000"]) == 0

@@ -395,7 +395,7 @@ def test_a_training_run_is_a_pipeline(tmp_path, monkeypatch):
     begin(config, run.accelerator)
     made = export(run)
     parts = pipeline()
-    monkeypatch.setattr("avgen.train.data.load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
+    monkeypatch.setattr("avgen.train.data.fitted", lambda *_, **__: (parts.video_codec, parts.audio_codec))
     one, other = open_pipeline(config.out), open_pipeline(made)
     assert one.fingerprint == other.fingerprint
     assert (one.trained_form.fps, one.trained_form.duration_s) == (config.data.world.fps, config.data.world.duration_s)
@@ -412,7 +412,7 @@ def test_adapters_are_not_put_over_other_weights_than_they_were_trained_on(tmp_p
     from tests.sample.factory import MODEL
 
     parts, start = pipeline(), tmp_path / "start"
-    monkeypatch.setattr("avgen.train.data.load_or_fit", lambda *_: (parts.video_codec, parts.audio_codec))
+    monkeypatch.setattr("avgen.train.data.fitted", lambda *_, **__: (parts.video_codec, parts.audio_codec))
     parts.model.save_pretrained(start)
     data, lora = ToyboxData(workers=0), LoraConfig(rank=2)
     config = TrainConfig(model=MODEL, steps=1, batch=1, out=tmp_path / "run", data=data, start=start, lora=lora)

@@ -15,7 +15,7 @@ from avgen.data.toybox import Toybox, ToyboxConfig
 from avgen.data.toybox.world import render_facts
 from avgen.sample.exam import Exam, alone, crew
 from avgen.sample.guidance import Guidance, ModalityGuidance
-from avgen.sample.judge import Judge, Read, difference, estimate, f1, shows
+from avgen.sample.judge import Counted, Judge, Read, difference, estimate, f1, share_of, shows
 from avgen.sample.method import Method
 from avgen.sample.scores import answers, plain, scored, scores, table
 from avgen.sample.solvers import SolverConfig
@@ -126,6 +126,15 @@ def test_scenes_are_counted_apart_and_together_make_the_whole(varied, task):
     assert sum(f.clips * f.value for f in apart) / counted == pytest.approx(whole)
 
 
+@pytest.mark.parametrize(("task", "times"), [("i2av", 0), ("v2a", 1), ("a2v", 1)])
+def test_items_are_read_once_for_all_scenes_and_only_where_they_are_needed(varied, task, times, monkeypatch):
+    reads = []
+    of = Read.of
+    monkeypatch.setattr(Read, "of", lambda clip: reads.append(clip) or of(clip))
+    scored(replace(varied), task, varied.real, seed=0)  # a judge that has read nothing
+    assert len(reads) == times * len(varied.items)
+
+
 def test_an_estimate_is_a_ratio_of_sums_and_its_interval_narrows():
     few, many = estimate([(1, 2), (0, 2)] * 5), estimate([(1, 2), (0, 2)] * 80)
     assert few.value == many.value == 0.25
@@ -146,6 +155,70 @@ def test_a_difference_is_paired_by_clip():
     assert shuffled.value == pytest.approx(0.1)
     assert shuffled.high - shuffled.low > 0.02
     assert difference(before, before).high == 0
+
+
+def shares_right(rng, clips):
+    return [(float(right), 1.0) for right in rng.random(clips) < 0.9]
+
+
+def matched_of(rng, hard, rate):
+    """As F1 is counted: the easier an item, the more of its events are found."""
+    events = rng.integers(2, 7, len(hard))
+    return [(2.0 * m, 2.0 * n) for m, n in zip(rng.binomial(events, rate * hard), events, strict=True)]
+
+
+def scenes(rng, clips):
+    """Three types, of which one is hard for whoever is asked."""
+    return rng.choice([0.1, 0.9, 1.0], clips)
+
+
+def one_figure(rng):
+    return estimate(shares_right(rng, 20)), 0.9
+
+
+def pooled_figure(rng):
+    return estimate(matched_of(rng, np.ones(20), 0.8)), 0.8
+
+
+def one_share(rng):
+    hard = scenes(rng, 60)
+    return share_of(matched_of(rng, hard, 0.8), matched_of(rng, hard, 1.0)), 0.8
+
+
+@pytest.mark.parametrize("drawn", [one_figure, pooled_figure, one_share])
+def test_intervals_of_few_clips_cover_the_truth(drawn):
+    """Of 300 intervals that cover 95 % of the time fewer than 92 % cover once in a hundred tries."""
+    rng = np.random.default_rng(0)
+    found = [drawn(rng) for _ in range(300)]
+    assert np.mean([e.low <= truth <= e.high for e, truth in found]) >= 0.92
+
+
+def test_one_clip_has_no_interval_and_one_without_a_miss_is_not_certain():
+    one = estimate([(1, 2)])
+    assert one.value == 0.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    all_right, none_right = estimate([(2, 2)] * 20), estimate([(0, 2)] * 20)
+    # a rate at which 20 clips are all right once in 40 tries
+    assert (all_right.low, all_right.high) == (pytest.approx(0.025 ** (1 / 20)), 1)
+    assert (none_right.low, none_right.high) == (0, pytest.approx(1 - all_right.low))
+    assert estimate([(30, 1)] * 20).low == 30  # decibels are no share
+
+
+def test_share_of_the_ceiling_and_gap_to_the_null_are_paired_by_item():
+    rng = np.random.default_rng(0)
+    hard = scenes(rng, 200)
+    made, real, null = (matched_of(rng, hard, rate) for rate in (0.9, 1.0, 0.4))
+    found = Counted(made, real, null).scored(0)
+    assert found.share.value == found.of_ceiling == pytest.approx(found.figure.value / found.ceiling.value)
+    assert found.above.value == pytest.approx(found.figure.value - found.null.value)
+    apart = (found.figure.high - found.figure.low) / found.ceiling.value
+    assert found.share.high - found.share.low < 0.8 * apart
+    assert found.above.low < found.above.value < found.above.high
+    same = Counted(made, made, made).scored(0)
+    assert (same.share.value, same.share.low, same.share.high) == (1, 1, 1)
+    assert (same.above.value, same.above.low, same.above.high) == (0, 0, 0)
+    assert math.isnan(Counted(made, [(0.0, n) for _, n in real]).scored(0).share.value)
 
 
 def test_every_task_is_scored_and_the_figures_are_plain_data():

@@ -21,6 +21,8 @@ from avgen.types import Clip
 
 __all__ = ["CaptionScore", "HeardEvent", "Reading", "Score", "SeenActor", "SeenEvent", "Tally", "read_events", "score"]
 
+READER_VERSION = 1  # raise it whenever a clip is read otherwise: figures belong to one version
+
 
 @dataclass(frozen=True)
 class Reading:
