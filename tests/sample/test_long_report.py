@@ -29,7 +29,7 @@ def cuts(length_s, window_s):
 
 @pytest.fixture(scope="module")
 def real():
-    return [Toybox(LONG, "test")[i].clip for i in range(8)]
+    return [Toybox(LONG, "test")[i].clip for i in range(16)]
 
 
 def test_real_clips_neither_drift_nor_show_seams_and_hard_cuts_show(real):
@@ -40,9 +40,7 @@ def test_real_clips_neither_drift_nor_show_seams_and_hard_cuts_show(real):
     assert found.steady
     for stream in ("sound", "picture"):
         assert found.seams[stream].low < 0.6
-        # eight clips leave wide intervals, but neither holds what the other says
-        assert found.hard[stream].low > found.seams[stream].value
-        assert found.seams[stream].high < found.hard[stream].value
+        assert found.hard[stream].low > found.seams[stream].high
     assert found.hard["sound"].value > 0.75
 
 
