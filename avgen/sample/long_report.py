@@ -87,13 +87,16 @@ def long_clips(
 
 
 def agreement(reading: Reading, start_s: float, end_s: float) -> Tally:
-    """Of the events in a stretch of a clip that was read whole, so that no event is cut."""
+    """Of the events in a stretch of a clip that was read whole, so that no event is cut; what is seen on one side of an
+    edge and heard on the other counts where it is seen."""
 
     def inside(event: Any) -> bool:
         return bool(start_s <= event.instant_s < end_s)
 
-    pairs = [pair for pair in reading.pairs() if inside(pair[0])]
-    return Tally(len(pairs), found=sum(map(inside, reading.heard)), true=sum(map(inside, reading.seen)))
+    pairs = reading.pairs()
+    across = sum(inside(seen) - inside(heard) for seen, heard in pairs)
+    matched = sum(inside(seen) for seen, _ in pairs)
+    return Tally(matched, found=sum(map(inside, reading.heard)) + across, true=sum(map(inside, reading.seen)))
 
 
 def report(

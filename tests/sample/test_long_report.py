@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.toybox.reader import HeardEvent, Reading, SeenEvent, Tally
 from avgen.sample import long_report, windows
-from avgen.sample.long_report import STREAMS, LongConfig, form_of, lines, long_clips, plain, report
+from avgen.sample.long_report import STREAMS, LongConfig, agreement, form_of, lines, long_clips, plain, report
 from avgen.sample.seams import meetings_s, seam_ranks, spliced
 from avgen.sample.solvers import SolverConfig
 from avgen.sample.windows import spans
@@ -42,6 +43,14 @@ def test_real_clips_neither_drift_nor_show_seams_and_hard_cuts_show(real):
         assert found.seams[stream].low < 0.6
         assert found.hard[stream].low > found.seams[stream].high
     assert found.hard["sound"].value > 0.75
+
+
+def test_what_is_seen_before_an_edge_and_heard_after_it_agrees_where_it_is_seen():
+    seen = tuple(SeenEvent(at, "ball", "red", (0.0, 0.0), 0, 1.0) for at in (0.5, 1.99))
+    heard = tuple(HeardEvent(at, "ball", "red", 440.0, 0.5, 1.0) for at in (0.5, 2.01, 3.0))
+    reading = Reading(seen, heard, (), frame_s=0.125)
+    assert agreement(reading, 0.0, 2.0) == Tally(2, found=2, true=2)
+    assert agreement(reading, 2.0, 4.0) == Tally(0, found=1, true=0)
 
 
 def test_a_sound_that_runs_late_shows_in_the_last_window(real):
