@@ -23,7 +23,7 @@ import numpy as np
 
 from avgen import command
 from avgen.compose import quoted
-from avgen.lines import finite
+from avgen.lines import finite, write_whole
 from eval import statistics
 from eval.compare import values as of_prompts
 
@@ -112,9 +112,7 @@ def write_report(config: ReportConfig) -> Path:
         "clips": clips_of(runs, headline, out.parent, round(config.embed_mb * 1e6)),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.part")
-    draft.write_text(page_of(data), encoding="utf-8")
-    draft.replace(out)
+    write_whole(out, page_of(data))
     return out
 
 

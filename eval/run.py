@@ -20,7 +20,7 @@ from typing import Any
 
 from avgen import __version__
 from avgen.config import to_plain
-from avgen.lines import file_hash, relative
+from avgen.lines import file_hash, relative, write_whole
 from eval import registry
 from eval.clips import Found, find_clips, models_of
 from eval.config import EvalConfig
@@ -187,16 +187,10 @@ def written(config: EvalConfig, plan: Plan, fresh: Mapping[int, Scored]) -> dict
             cost.setdefault(name, []).append(seconds)
         lines.append(line_of(config, plan, i, results, media))
         embedded.append(results)
-    write(config.out / RESULTS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    write_whole(config.out / RESULTS, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
     summary = summary_of(config, plan, lines, embedded, cost)
-    write(config.out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_whole(config.out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     return summary
-
-
-def write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def line_of(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from avgen import __version__, command
 from avgen.compose import load
 from avgen.config import at_least_one, to_plain
+from avgen.lines import write_whole
 from avgen.prefer.__main__ import MINED
 from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
 from avgen.train.data_config import ToyboxData
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         mined.append(json.loads((trial.mined(PAIRS, ARMS[PAIRS]) / MINED).read_text())["pairs"])
         # after every repetition: what is there may be looked at
         said = found(config, values, spent, mined)
-        (config.out / "figures.json").write_text(json.dumps(said, indent=1) + "\n")
+        write_whole(config.out / "figures.json", json.dumps(said, indent=1) + "\n")
     show(said)
     print(f"figures.json and {drawn(said, config.out)} are in {config.out}")
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 
 from avgen import command
 from avgen.config import fingerprint
-from avgen.lines import file_hash
+from avgen.lines import file_hash, write_whole
 from avgen.prefer.pairs import generated
 from avgen.sample.inputs import FILE_KINDS, Form
 from avgen.sample.jobs import MANIFEST, SCHEMA, read_manifest
@@ -61,9 +61,13 @@ class Pooled:
 
 def pool(config: PoolConfig) -> Pooled:
     """Make what is not there yet; the manifest is written last, so a folder that has one is whole."""
-    known = read_manifest(config.clips)
-    gone = [line for line in known if not (config.clips / line["file"]).is_file()]
-    lines = [line for line in known if (config.clips / line["file"]).is_file()]
+    lines: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for line in read_manifest(config.clips):
+        if (config.clips / line["file"]).is_file():
+            lines.append(line)
+        else:
+            notes.append(f"{line['id']}: its clip {line['file']} is gone")
     if not lines:
         raise ValueError(f"clips={config.clips} holds no {MANIFEST} with a clip: give a folder that avgen sample wrote")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,6 @@ def pool(config: PoolConfig) -> Pooled:
     captioned = real_clips(config.real)
     counts = {"real": 0, "exchanged": 0}
     made: list[dict[str, Any]] = []
-    notes = [f"{line['id']}: its clip {line['file']} is gone" for line in gone]
     for name, own in prompts.items():
         made += [linked(config, line) for line in own]
         joining = [("real", line) for line in real_lines(config, own[0], captioned.get(own[0]["prompt"], []), notes)]
@@ -83,9 +86,7 @@ def pool(config: PoolConfig) -> Pooled:
             made.append({**line, "seed": -number})
         if config.real is not None and own[0]["prompt"] not in captioned:
             notes.append(f"{name}: no real clip has its text as a caption")
-    draft = config.out / f".{MANIFEST}.part"
-    draft.write_text("".join(json.dumps(line) + "\n" for line in made), encoding="utf-8")
-    draft.replace(config.out / MANIFEST)
+    write_whole(config.out / MANIFEST, "".join(json.dumps(line) + "\n" for line in made))
     return Pooled(len(lines), counts["real"], counts["exchanged"], tuple(notes))
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from avgen.command import typed
 from avgen.compose import load
 from avgen.config import fingerprint, to_plain
+from avgen.lines import write_whole
 from avgen.models.compilation import words_without_compiler
 from avgen.models.identity import folder_mark
 from avgen.prefer.config import PreferConfig
@@ -107,9 +108,7 @@ class Ledger:
 
     def write(self, seconds: Mapping[str, float]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".part")
-        draft.write_text(json.dumps(seconds, indent=1) + "\n")
-        draft.replace(self.path)
+        write_whole(self.path, json.dumps(seconds, indent=1) + "\n")
 
 
 def run_to_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -169,14 +168,9 @@ class Trial:
         return self.out / f"{name}_{fingerprint(decides)[:8]}"
 
     @property
-    def sampling(self) -> tuple[int, ...]:
-        """What decides the candidates of a round, besides the model."""
-        return self.size.prompts, self.size.candidates, self.candidate_steps
-
-    @property
     def candidates(self) -> Path:
         """The folder of those of the first round."""
-        return self.folder("candidates", self.candidate_steps, *self.sampling)
+        return self.folder("candidates", self.candidate_steps, self.size.prompts, self.size.candidates)
 
     def held_out(self, name: str, model: Path) -> Path:
         """The folder of a model's clips to compare by."""

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from avgen.config import to_plain
 from avgen.data.media import MediaError
-from avgen.lines import append_line, locked, standing_lines
+from avgen.lines import append_line, locked, standing_lines, write_whole
 from avgen.ranks import this_process
 from avgen.sample.config import SampleConfig
 from avgen.sample.inputs import FILE_KINDS, Form, Request, not_text, read_requests
@@ -274,9 +274,7 @@ def tidy(out: Path, jobs: Sequence[Job]) -> None:
             file = out / line["file"]
             if file.is_file() and file.stat().st_size == line["bytes"]:
                 kept[line["name"]] = line
-        draft = out / f".{MANIFEST}.part"
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept.values()), encoding="utf-8")
-        draft.replace(out / MANIFEST)
+        write_whole(out / MANIFEST, "".join(json.dumps(line) + "\n" for line in kept.values()))
     names = {job.name for job in jobs}
     for left in list(out.iterdir()):  # one look at the folder, however many jobs
         if left.name.startswith(".") and _drafted(left.name) in names:

@@ -131,26 +131,33 @@ def test_answers_do_not_take_the_place_of_the_pairs_they_are_about(tmp_path, for
 
 
 @contextmanager
-def serving(config):
-    """Asks it: path, body to POST and headers -> code, headers, what it says."""
-    server, _ = served(replace(config, port=0))
+def started(config):
+    """Its port, and the survey."""
+    server, survey = served(replace(config, port=0))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    try:
+        yield server.server_address[1], survey
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def serving(config):
+    """Asks it: path, body to POST and headers -> code, headers, what it says."""
 
     def ask(path, body=None, **headers):
-        link = HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+        link = HTTPConnection("127.0.0.1", port, timeout=60)
         link.request("GET" if body is None else "POST", path, body, headers)
         answer = link.getresponse()
         said = answer.read()
         link.close()
         return answer.status, answer.headers, said
 
-    try:
+    with started(config) as (port, _):
         yield ask
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_a_page_of_an_earlier_start_answers_nothing(tmp_path):
@@ -281,25 +288,18 @@ def test_what_people_choose_wins_whatever_the_metrics_say_later(tmp_path):
 @pytest.mark.slow
 def test_a_person_answers_by_keys_and_by_clicks_and_sees_no_names(tmp_path):
     pairs_in(tmp_path / "pairs")
-    server, survey = served(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out", port=0))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with page(f"http://127.0.0.1:{server.server_address[1]}/") as shown:
-            for left, choose in ((4, "1"), (3, "3"), (2, None), (1, "4")):
-                shown.get_by_text(f"{left} left").wait_for()
-                shown.wait_for_function("() => document.getElementById('a').readyState >= 2", timeout=TIMEOUT_MS)
-                assert "upper" not in shown.content()
-                assert "lower" not in shown.content()
-                if choose:
-                    shown.keyboard.press(choose)
-                else:
-                    shown.get_by_text("B is better").click()
-            shown.get_by_text("4 answers, 2 of which prefer a clip").wait_for()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    with started(config) as (port, survey), page(f"http://127.0.0.1:{port}/") as shown:
+        for left, choose in ((4, "1"), (3, "3"), (2, None), (1, "4")):
+            shown.get_by_text(f"{left} left").wait_for()
+            shown.wait_for_function("() => document.getElementById('a').readyState >= 2", timeout=TIMEOUT_MS)
+            assert "upper" not in shown.content()
+            assert "lower" not in shown.content()
+            if choose:
+                shown.keyboard.press(choose)
+            else:
+                shown.get_by_text("B is better").click()
+        shown.get_by_text("4 answers, 2 of which prefer a clip").wait_for()
     lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     assert [line["choice"] for line in lines] == ["a", "tie", "b", "unsure"]
     for line, asked in zip(lines, survey.questions, strict=True):
@@ -310,24 +310,17 @@ def test_a_person_answers_by_keys_and_by_clicks_and_sees_no_names(tmp_path):
 @pytest.mark.slow
 def test_a_page_that_was_left_open_shows_the_question_anew(tmp_path):
     pairs_in(tmp_path / "pairs")
-    server, survey = served(LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out", port=0))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with browser() as opened:  # not `page`, to which a refusal is an error
-            shown = opened.new_context().new_page()
-            shown.set_default_timeout(TIMEOUT_MS)
-            shown.goto(f"http://127.0.0.1:{server.server_address[1]}/")
-            shown.get_by_text("4 left").wait_for()
-            survey.secret = "of another start"
-            shown.keyboard.press("1")
-            shown.get_by_text("4 left. Not taken").wait_for()
-            assert not survey.answers
-            shown.keyboard.press("1")
-            shown.get_by_text("3 left").wait_for()
-            shown.context.close()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    config = LabelConfig(tmp_path / "pairs", "ann", tmp_path / "out")
+    with started(config) as (port, survey), browser() as opened:  # not `page`, to which a refusal is an error
+        shown = opened.new_context().new_page()
+        shown.set_default_timeout(TIMEOUT_MS)
+        shown.goto(f"http://127.0.0.1:{port}/")
+        shown.get_by_text("4 left").wait_for()
+        survey.secret = "of another start"
+        shown.keyboard.press("1")
+        shown.get_by_text("4 left. Not taken").wait_for()
+        assert not survey.answers
+        shown.keyboard.press("1")
+        shown.get_by_text("3 left").wait_for()
+        shown.context.close()
     assert len(survey.answers) == 1
