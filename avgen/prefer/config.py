@@ -40,7 +40,7 @@ class PreferConfig:
     # all: the winner is better in every group; modality: each group has a winner of its own; sum: in the weighted sum
     mode: Literal["all", "modality", "sum"] = "all"
     normalise: Literal["pool", "prompt"] = "pool"  # standard deviations of all clips, or of each prompt's own
-    margin: float = 0.0  # what a winner must be ahead by in the weighted sum of the groups, in standard deviations
+    margin: float = 0.0  # what a winner must be ahead by in the weighted mean of the groups, in standard deviations
     per_prompt: int = 1  # most pairs of a prompt and group; no clip is in two of them
     # what the two clips of a pair must have in common, where avgen prefer pool exchanged sounds
     shared: Literal["nothing", "picture", "sound", "either"] = "nothing"

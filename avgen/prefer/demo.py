@@ -40,19 +40,20 @@ class DemoConfig:
     model: Path | None = None  # the training run to improve; null: the one of `make demo`, in runs/demo
     out: Path = Path("runs/demo_dpo")  # everything made, figures.json and gains.png
     seeds: tuple[int, ...] = (0,)  # a repetition each: of prompts, noise and training
-    prompts: int = 150  # that candidates are made of, in each round
+    prompts: int = 570  # that candidates are made of, in each round
     candidates: int = 6  # clips of each
     per_prompt: int = 3  # most pairs of each
     held_out: int = 150  # prompts to compare by
     mode: Literal["all", "modality", "sum"] = "sum"  # as in avgen prefer
     task: Literal["t2av", "v2a", "a2v"] = "t2av"  # of all clips
-    steps: int = 150  # of training, in each round
-    rounds: int = 3  # of sample, score, mine, train; each goes on from the last one's model
+    steps: int = 300  # of training, in each round
+    rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
     candidate_steps: int | None = 8  # of those that pairs are made of; null: as many
     control: Literal["each", "first"] = "each"  # repetitions that also train on clips, for as long as pairs took
     # of all, modality, sum, sound (it alone), weak, strong (betas / 4, x 4), anchor, no_anchor
     ablations: tuple[str, ...] = ()
+    mine: tuple[str, ...] = ("margin=0.66",)  # further keys of avgen prefer
     train: tuple[str, ...] = ()  # further keys of avgen train: ['preference.anchor=0']
     processes: int | None = None  # that make clips, of one thread each; null: one per core, or one for an accelerator
 

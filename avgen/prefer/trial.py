@@ -139,7 +139,8 @@ class Size:
     candidate_steps: int | None  # null: solver_steps
     mode: str
     task: str
-    train: tuple[str, ...]  # further keys of avgen train, of every arm
+    mine: tuple[str, ...]  # further keys of avgen prefer, of every arm
+    train: tuple[str, ...]  # and of avgen train
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class Trial:
 
     def how(self, arm: Arm) -> list[str]:
         """Pairs are mined."""
-        return [f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}", *arm.mine]
+        return [f"mode={arm.mode or self.size.mode}", f"per_prompt={self.size.per_prompt}", *self.size.mine, *arm.mine]
 
     def judged(self, name: str, model: Path) -> Values:
         """Clips of held-out prompts by a model, scored."""
@@ -241,8 +242,9 @@ class Trial:
             mined = [f"clips={clips}", f"results={scores}", f"out={pairs}", *self.how(arm)]
             spent += self.ledger.run(["prefer", *mined])
             what = (f"data.pairs={pairs}", f"data.pipeline={self.model}", f"data.latents={whose / 'latents'}")
-            same = (f"start={start}", f"out={run}", f"seed={self.seed}", "tracking.to=[]", f"steps={self.size.steps}")
-            training += self.ledger.run(["train", *what, *same, *self.told(arm)])
+            same = (f"start={start}", f"out={run}", f"seed={self.seed}", "tracking.to=[]")
+            long = (f"steps={self.size.steps}", f"validate_every={self.size.steps}")  # looks take time from steps
+            training += self.ledger.run(["train", *what, *same, *long, *self.told(arm)])
             model, start = run, own / f"model_{number}"
             if number < self.size.rounds:
                 fold(run, start)

@@ -116,7 +116,13 @@ def test_what_is_made_otherwise_lies_elsewhere(tmp_path):
     assert places() == (candidates, pairs)
     for changes in ({"prompts": 7}, {"candidates": 3}, {"candidate_steps": 5}):
         assert not set(places(**changes)) & {candidates, pairs}
-    for changes in ({"mode": "all"}, {"steps": 9}, {"per_prompt": 1}, {"train": ("preference.anchor=2",)}):
+    for changes in (
+        {"mode": "all"},
+        {"steps": 9},
+        {"per_prompt": 1},
+        {"train": ("preference.anchor=2",)},
+        {"mine": ("margin=1",)},
+    ):
         again, others = places(**changes)
         assert again == candidates  # the same candidates serve
         assert others != pairs
@@ -158,11 +164,10 @@ def test_clips_are_those_the_model_knows_the_kind_of_and_take_as_long(tmp_path, 
     (tmp_path / "model" / "model").mkdir(parents=True)
     (tmp_path / "model" / "run.json").write_text(json.dumps({"config": to_plain(learned)}))
     size = replace(DemoConfig().size, rounds=1, steps=60, train=("lora=null", "optimizer.lr=3e-5", "compile=true"))
-    clips = trained_with(
-        monkeypatch, trial.Trial(tmp_path / "model", tmp_path, 2, size, 1), "clips", trial.ARMS["clips"]
-    )
+    one = trial.Trial(tmp_path / "model", tmp_path, 2, size, 1)
+    clips = trained_with(monkeypatch, one, "clips", trial.ARMS["clips"])
     assert clips.data == learned.data
-    assert clips.flow == learned.flow
+    assert clips.flow == one.taught(trial.ARMS["pairs"]).flow  # at the levels that pairs are trained at
     assert (clips.lora, clips.optimizer.lr, clips.compile, clips.tasks) == (None, 3e-5, True, {"t2av": 1})
     assert clips.seed != learned.seed
     # three stages of 10 s and 60 steps of 0.5 s; a step on clips takes three quarters of one on pairs
