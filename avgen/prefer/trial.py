@@ -251,8 +251,8 @@ class Trial:
         return Gone(run, spent + training, training)
 
     def continued_on_clips(self, name: str, arm: Arm) -> Gone:
-        """The same weights at the same rates on clips of the kind that the model learned from, for as long as pairs
-        took with sampling, scoring and mining; starting a process counts for neither."""
+        """The same weights at the same rates and levels on clips of the kind that the model learned from, for as long
+        as pairs took with sampling, scoring and mining; starting a process counts for neither."""
         from avgen.sample.folder import config_of
 
         pairs, taught, known = self.improved(PAIRS, ARMS[PAIRS]), self.taught(ARMS[PAIRS]), config_of(self.model)
