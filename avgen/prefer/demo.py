@@ -45,7 +45,7 @@ class DemoConfig:
     per_prompt: int = 3  # most pairs of each
     held_out: int = 150  # prompts to compare by
     mode: Literal["all", "modality", "sum"] = "sum"  # as in avgen prefer
-    task: Literal["t2av", "v2a", "a2v"] = "t2av"  # of all clips
+    task: Literal["t2av", "i2av", "v2a", "a2v"] = "t2av"  # of all clips
     steps: int = 300  # of training, in each round
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made

@@ -21,21 +21,24 @@ from typing import Any, NamedTuple
 from avgen.command import typed
 from avgen.compose import load
 from avgen.config import fingerprint, to_plain
+from avgen.data.toybox.world import Split, ToyboxConfig
 from avgen.lines import write_whole
 from avgen.models.compilation import words_without_compiler
 from avgen.models.identity import folder_mark
 from avgen.prefer.config import PreferConfig
 from avgen.train.config import TrainConfig
 from avgen.train.data_config import ToyboxData
+from avgen.types import Clip
 
 METRICS = "[toybox,picture,loudness]"
-# what must not get worse while the reward rises; the first five are in it
+# what must not get worse while the reward rises; the first six are, or may be, in it
 FIGURES = (
     "toybox.sync",
     "toybox.kind",
     "toybox.colour",
     "toybox.count",
     "toybox.size",
+    "toybox.right",
     "picture.sharpness",
     "picture.motion_per_s",
     "loudness.integrated_lufs",
@@ -43,7 +46,7 @@ FIGURES = (
 VARIETY = "variety"
 BATCH = 20  # clips made at once
 HELD_OUT_CLIPS = 2  # of each prompt
-GIVEN = {"v2a": "video", "a2v": "audio"}  # what a prompt's line gives the task, besides the text
+GIVEN = {"i2av": "image", "v2a": "video", "a2v": "audio"}  # what a prompt's line gives the task, besides the text
 OTHER_CLIPS = 1000  # added to the seed of training on clips: the model has read those of its own seed
 LEARNED_PASSES = 4 / 3  # a step on pairs runs forward once more than one on clips, whose backward pass costs two
 Values = dict[str, dict[str, float]]  # metric -> prompt -> mean over its clips
@@ -162,6 +165,15 @@ class Trial:
         """Of the model that every arm goes on from."""
         return folder_mark(self.model / "model")
 
+    @cached_property
+    def known(self) -> ToyboxData:
+        """What the model learned from."""
+        from avgen.sample.folder import config_of
+
+        data = config_of(self.model).data
+        assert isinstance(data, ToyboxData), "the demonstration takes no other model"
+        return data
+
     def folder(self, name: str, steps: int, *decides: Any) -> Path:
         """Named by all that decides what lies in it, with `steps` of its clips: nothing is taken for what was made
         otherwise."""
@@ -208,7 +220,7 @@ class Trial:
         """Clips of held-out prompts by a model, scored."""
         folder = self.held_out(name, model)
         prompts, clips, scores = folder / "prompts.jsonl", folder / "clips", folder / "scores"
-        write_prompts(prompts, "test", 1000 + self.seed, self.size.held_out, self.size.task)
+        write_prompts(prompts, self.known.world, "test", 1000 + self.seed, self.size.held_out, self.size.task)
         self.sampled(model, prompts, clips, HELD_OUT_CLIPS, self.size.solver_steps)
         self.scored(prompts, clips, scores, METRICS)
         return values_of(scores)
@@ -235,7 +247,8 @@ class Trial:
             # candidates of the first round are every arm's: all go on from one model
             whose = self.candidates if number == 1 else own / f"candidates_{number}"
             prompts, clips, scores = whose / "prompts.jsonl", whose / "clips", whose / "scores"
-            write_prompts(prompts, "train", 1000 * self.seed + number, self.size.prompts, self.size.task)
+            seed = 1000 * self.seed + number
+            write_prompts(prompts, self.known.world, "train", seed, self.size.prompts, self.size.task)
             spent += self.sampled(model, prompts, clips, self.size.candidates, self.candidate_steps)
             spent += self.scored(prompts, clips, scores, "[toybox]")
             pairs, run = own / f"pairs_{number}", own / f"run_{number}"
@@ -253,17 +266,14 @@ class Trial:
     def continued_on_clips(self, name: str, arm: Arm) -> Gone:
         """The same weights at the same rates and levels on clips of the kind that the model learned from, for as long
         as pairs took with sampling, scoring and mining; starting a process counts for neither."""
-        from avgen.sample.folder import config_of
-
-        pairs, taught, known = self.improved(PAIRS, ARMS[PAIRS]), self.taught(ARMS[PAIRS]), config_of(self.model)
-        assert isinstance(known.data, ToyboxData), "the demonstration takes no other model"
+        pairs, taught = self.improved(PAIRS, ARMS[PAIRS]), self.taught(ARMS[PAIRS])
         step_s = seconds_per_step(pairs.run)
         busy_s = pairs.seconds - pairs.training_s + self.size.rounds * self.size.steps * step_s
         run, steps = self.own(name, arm) / "run", round(LEARNED_PASSES * busy_s / step_s)
         words = (
             *("recipe=toybox", f"start={self.model / 'model'}", f"out={run}", f"steps={steps}"),
             f"seed={OTHER_CLIPS + self.seed}",
-            *words_of("data", to_plain(known.data)),
+            *words_of("data", to_plain(self.known)),
             *(() if taught.lora is None else words_of("lora", to_plain(taught.lora))),
             *words_of("optimizer", to_plain(taught.optimizer)),
             *words_of("flow", to_plain(taught.flow)),
@@ -287,12 +297,11 @@ def words_of(key: str, value: Any) -> list[str]:
     return [f"{key}={typed(value)}"]
 
 
-def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2av") -> None:
-    """Distinct captions of single actors, each with what the task is given: a clip of it."""
-    from avgen.data.media import write_clip
-    from avgen.data.toybox import Toybox, ToyboxConfig, caption, facts_of
+def write_prompts(path: Path, config: ToyboxConfig, split: Split, seed: int, count: int, task: str = "t2av") -> None:
+    """Distinct captions of a world, each with what the task is given: a clip of it."""
+    from avgen.data.toybox import Toybox, caption, facts_of
 
-    world, items = Toybox(ToyboxConfig(scenes=("single",)), split, seed), dict[str, int]()  # type: ignore[arg-type]
+    world, items = Toybox(config, split, seed), dict[str, int]()
     for index in range(100 * count):
         scene = world.scene(index)  # the clip itself is not needed
         items.setdefault(caption(facts_of(scene, world.config.duration_s), scene.wording), index)
@@ -302,12 +311,25 @@ def write_prompts(path: Path, split: str, seed: int, count: int, task: str = "t2
     lines = [{"id": f"{split}_{i:04d}", "prompt": text} for i, text in enumerate(items)]
     if task in GIVEN:
         for line, index in zip(lines, items.values(), strict=True):
-            file = path.with_name("given") / f"{line['id']}.mp4"
+            file = path.with_name("given") / f"{line['id']}.{'png' if task == 'i2av' else 'mp4'}"
             if not file.exists():
                 file.parent.mkdir(exist_ok=True)
-                write_clip(file, world[index].clip)
+                give(world[index].clip, file)
             line[GIVEN[task]] = str(file.resolve())
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def give(clip: Clip, file: Path) -> None:
+    """The clip as a file, or its first frame."""
+    from PIL import Image
+
+    from avgen.data.media import write_clip
+
+    if file.suffix == ".png":
+        assert clip.video is not None
+        Image.fromarray(clip.video[0]).save(file)
+    else:
+        write_clip(file, clip)
 
 
 def fold(run: Path, into: Path) -> None:
@@ -329,8 +351,8 @@ def values_of(scores: Path) -> Values:
     for line in map(json.loads, (scores / "results.jsonl").read_text().splitlines()):
         files.setdefault(line["prompt"], []).append(scores / line["file"])
         for name in FIGURES:
-            cell = line["results"][name]
-            if cell["status"] == "ok":
+            cell = line["results"].get(name)  # none where an earlier version scored it
+            if cell is not None and cell["status"] == "ok":
                 found[name].setdefault(line["prompt"], []).append(cell["value"])
     for prompt, (one, other, *_) in files.items():
         found[VARIETY][prompt] = [clip_difference(read_clip(one).clip, read_clip(other).clip)]

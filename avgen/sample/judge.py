@@ -7,24 +7,21 @@ clips, and over captions where two clips were made of each.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
 from avgen.bootstrap import interval, quotients
-from avgen.data.toybox import SceneFacts, ToyClip
-from avgen.data.toybox.reader import Reading, Tally, read_events, score, score_caption
+from avgen.data.toybox import ToyClip
+from avgen.data.toybox.reader import Reading, Sense, Tally, read_events, score, score_caption, shows
 from avgen.types import Clip
 
 JUDGE_VERSION = 2  # raise it whenever the same readings would give other figures: kept ones are then left alone
 LEVEL = 0.95  # of intervals
 RESAMPLES = 1000
 Counts = Sequence[tuple[float, float]]  # per clip: what is divided by what, once summed
-Sense = Literal["seen", "heard"]
 
 
 @dataclass(frozen=True)
@@ -269,27 +266,6 @@ def told_onsets(reading: Reading, item: ToyClip, sense: Sense) -> Tally:
     true = [event for event in item.events if getattr(event, given)]
     told: Tally = getattr(score(replace(reading, **{sense: kept}), true), sense)  # type: ignore[arg-type]
     return told
-
-
-def shows(reading: Reading, facts: SceneFacts, sense: Sense) -> bool:
-    """Whether the actors that are to be seen (heard) are, by kind and colour, and none besides; in turn if so said.
-
-    So what is to be silent must be, and what is off-screen must not be seen.
-    """
-    if sense == "seen":
-        wanted = [(a.kind, a.colour) for a in facts.actors if a.visible]
-        found = Counter((a.kind, a.colour) for a in reading.actors)
-        instants = [(e.instant_s, (e.kind, e.colour)) for e in reading.seen]
-    else:
-        wanted = [(a.kind, a.colour) for a in facts.actors if a.audible]
-        found = Counter({(e.kind, e.colour) for e in reading.heard})
-        instants = [(e.instant_s, (e.kind, e.colour)) for e in reading.heard]
-    if found != Counter(wanted):
-        return False
-    if facts.type != "turn" or len(wanted) < 2:
-        return True
-    first, second = ([time for time, source in instants if source == actor] for actor in wanted)
-    return bool(first) and bool(second) and max(first) < min(second)
 
 
 def psnr_db(one: np.ndarray, other: np.ndarray) -> float:

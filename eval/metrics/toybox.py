@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from avgen.data.toybox import SceneFacts, parse
 from avgen.data.toybox.hearing import HeardEvent, hear
-from avgen.data.toybox.reader import READER_VERSION, CaptionScore, Reading, score_caption
+from avgen.data.toybox.reader import READER_VERSION, CaptionScore, Reading, score_caption, shows
 from avgen.data.toybox.seeing import SeenActor, SeenEvent, see
 from eval.metric import Definition, Measure, Metric, Needs, NotApplicable, Result, Setup, Take
 from eval.take import Picture, Sound
@@ -59,6 +59,19 @@ def metrics(setup: Setup) -> Sequence[Metric]:
                 ceiling=True,
             ),
             silence,
+        ),
+        Measure(
+            Definition(
+                "toybox.right",
+                "1 where exactly the prompt's actors are seen and heard, by kind and colour, and take turns if they are"
+                " asked to, else 0: nothing sounds that is silent, nobody shows who is off screen.",
+                direction="higher",
+                needs=BOTH,
+                parameters={"reader": READER_VERSION},
+                nulls=("swapped",),
+                ceiling=True,
+            ),
+            right,
         ),
     )
 
@@ -114,3 +127,8 @@ def silence(take: Take) -> float:
     if any(actor.audible for actor in take.once(facts).actors):
         raise NotApplicable("the prompt asks for sound")
     return float(not take.once(reading).heard)
+
+
+def right(take: Take) -> float:
+    asked, read = take.once(facts), take.once(reading)
+    return float(shows(read, asked, "seen") and shows(read, asked, "heard"))

@@ -88,6 +88,9 @@ def test_perfect_toys_reach_their_ceiling_and_nulls_do_not(whole: Path) -> None:
     assert sync["nulls"]["shifted"]["mean"] < 0.7
     assert sync["nulls"]["shifted"]["gap"]["low"] > 0
     assert summary["metrics"]["toybox.kind"]["coverage"] == 1
+    right = summary["metrics"]["toybox.right"]
+    assert right["mean"] == right["ceiling"]["mean"] == 1
+    assert right["nulls"]["swapped"]["mean"] < 0.5
     assert summary["suite"] == {**summary["suite"], "clips": 8, "prompts": 8, "missing": 0}
     by = summary["metrics"]["toybox.kind"]["by"]
     assert set(by) == set(read_suite("toybench").axes)

@@ -15,7 +15,7 @@ import pytest
 
 from avgen.compose import load
 from avgen.config import to_plain
-from avgen.data.media import read_clip
+from avgen.data.media import read_clip, read_image
 from avgen.data.toybox import Toybox, ToyboxConfig, parse
 from avgen.data.toybox.reader import read_events
 from avgen.prefer import trial
@@ -23,6 +23,8 @@ from avgen.prefer.config import Group, PreferConfig
 from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, main, show, trained
 from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, run_to_end, write_prompts
 from avgen.train.config import TrainConfig
+
+SINGLE = ToyboxConfig(scenes=("single",))
 
 
 def values(level: float, prompts: int = 12) -> trial.Values:
@@ -152,7 +154,7 @@ def trained_with(monkeypatch, one, name, arm):
 
 def test_an_ablation_holds_against_keys_of_the_users(tmp_path, monkeypatch):
     train = ("preference.anchor=5", "preference.beta_video=0.8")
-    (tmp_path / "model" / "model").mkdir(parents=True)
+    a_run(tmp_path / "model")
     one = trial.Trial(tmp_path / "model", tmp_path, 0, replace(DemoConfig().size, rounds=1, train=train), 1)
     assert trained_with(monkeypatch, one, "pairs", trial.ARMS["pairs"]).preference.anchor == 5
     assert trained_with(monkeypatch, one, "no_anchor", ablated("no_anchor", train)).preference.anchor == 0
@@ -170,12 +172,13 @@ def test_clips_are_those_the_model_knows_the_kind_of_and_take_as_long(tmp_path, 
     assert clips.flow == one.taught(trial.ARMS["pairs"]).flow  # at the levels that pairs are trained at
     assert (clips.lora, clips.optimizer.lr, clips.compile, clips.tasks) == (None, 3e-5, True, {"t2av": 1})
     assert clips.seed != learned.seed
+    assert one.known.world.scenes == ("single", "turn")  # captions are of the world that the model knows
     # three stages of 10 s and 60 steps of 0.5 s; a step on clips takes three quarters of one on pairs
     assert clips.steps == round((30 + 60 * 0.5) / (0.5 * 0.75))
 
 
 def test_a_task_that_is_given_something_is_given_a_clip_of_its_prompt(tmp_path):
-    write_prompts(tmp_path / "prompts.jsonl", "test", 0, 3, "v2a")
+    write_prompts(tmp_path / "prompts.jsonl", SINGLE, "test", 0, 3, "v2a")
     lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert len({line["video"] for line in lines}) == 3
     for line in lines:
@@ -183,18 +186,26 @@ def test_a_task_that_is_given_something_is_given_a_clip_of_its_prompt(tmp_path):
         assert {event.kind for event in seen} == {parse(line["prompt"]).actors[0].kind}
 
 
+def test_an_image_is_the_first_frame_of_a_clip_of_its_prompt(tmp_path):
+    write_prompts(tmp_path / "prompts.jsonl", SINGLE, "test", 0, 3, "i2av")
+    world = Toybox(SINGLE, "test", 0)
+    clips = {world[i].caption: world[i].clip for i in reversed(range(6))}
+    for line in map(json.loads, (tmp_path / "prompts.jsonl").read_text().splitlines()):
+        assert (read_image(Path(line["image"])) == clips[line["prompt"]].video[0]).all()
+
+
 def test_captions_are_read_without_their_clips(tmp_path, monkeypatch):
     monkeypatch.setattr("avgen.data.toybox.world.render", lambda *_: pytest.fail("a clip was rendered"))
-    write_prompts(tmp_path / "prompts.jsonl", "test", 0, 3)
+    write_prompts(tmp_path / "prompts.jsonl", SINGLE, "test", 0, 3)
     monkeypatch.undo()
-    world = Toybox(ToyboxConfig(scenes=("single",)), "test", 0)
+    world = Toybox(SINGLE, "test", 0)
     texts = [json.loads(line)["prompt"] for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert texts == list(dict.fromkeys(world[i].caption for i in range(6)))[:3]
 
 
 def test_prompts_to_learn_from_and_to_judge_by_are_distinct_captions(tmp_path):
     for split in ("train", "test"):
-        write_prompts(tmp_path / split, split, 0, 40)
+        write_prompts(tmp_path / split, SINGLE, split, 0, 40)
         texts = [json.loads(line)["prompt"] for line in (tmp_path / split).read_text().splitlines()]
         assert len(set(texts)) == len(texts) == 40
 

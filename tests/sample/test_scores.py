@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from avgen.data.toybox import Toybox, ToyboxConfig
+from avgen.data.toybox.reader import shows
 from avgen.data.toybox.world import render_facts
 from avgen.sample.exam import Exam, alone, crew
 from avgen.sample.guidance import Guidance, ModalityGuidance
-from avgen.sample.judge import Counted, Judge, Read, difference, estimate, f1, share_of, shows
+from avgen.sample.judge import Counted, Judge, Read, difference, estimate, f1, share_of
 from avgen.sample.method import Method
 from avgen.sample.scores import answers, plain, scored, scores, table
 from avgen.sample.solvers import SolverConfig

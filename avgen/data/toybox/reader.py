@@ -7,9 +7,10 @@ are not of this world. docs/toybox.md has its figures and what it can't see.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -21,6 +22,7 @@ from avgen.types import Clip
 
 __all__ = ["CaptionScore", "HeardEvent", "Reading", "Score", "SeenActor", "SeenEvent", "Tally", "read_events", "score"]
 
+Sense = Literal["seen", "heard"]
 READER_VERSION = 1  # raise it whenever a clip is read otherwise: figures belong to one version
 
 
@@ -220,3 +222,24 @@ def _compare(sources: Sequence[_Source], wanted: Sequence[ActorFacts]) -> Captio
     rows, columns = linear_sum_assignment(-(table @ np.array([8, 4, 2, 1])))
     right = dict(zip(names, table[rows, columns].sum(0).tolist(), strict=True))
     return CaptionScore(actors=len(wanted), extra=max(0, len(sources) - len(wanted)), **right)
+
+
+def shows(reading: Reading, facts: SceneFacts, sense: Sense) -> bool:
+    """Whether the actors that are to be seen (heard) are, by kind and colour, and none besides; in turn if so said.
+
+    So what is to be silent must be, and what is off-screen must not be seen.
+    """
+    if sense == "seen":
+        wanted = [(a.kind, a.colour) for a in facts.actors if a.visible]
+        found = Counter((a.kind, a.colour) for a in reading.actors)
+        instants = [(e.instant_s, (e.kind, e.colour)) for e in reading.seen]
+    else:
+        wanted = [(a.kind, a.colour) for a in facts.actors if a.audible]
+        found = Counter({(e.kind, e.colour) for e in reading.heard})
+        instants = [(e.instant_s, (e.kind, e.colour)) for e in reading.heard]
+    if found != Counter(wanted):
+        return False
+    if facts.type != "turn" or len(wanted) < 2:
+        return True
+    first, second = ([time for time, source in instants if source == actor] for actor in wanted)
+    return bool(first) and bool(second) and max(first) < min(second)
