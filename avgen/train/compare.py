@@ -22,9 +22,10 @@ from avgen import command
 from avgen.config import ConfigError
 from avgen.data.stream import Source
 from avgen.models.dit import AVTransformer
-from avgen.sample.folder import config_of
-from avgen.train.config import ParallelConfig
-from avgen.train.data import reading
+from avgen.sample.folder import config_of, parts_for
+from avgen.train.config import ParallelConfig, TrainConfig
+from avgen.train.data import reading, unseen
+from avgen.train.data_config import ToyboxData
 from avgen.train.optim import Average
 from avgen.train.record import RECORD
 from avgen.train.validate import validate
@@ -78,9 +79,17 @@ def losses(folder: Path, held_out: Source, clips: int, tasks: Sequence[str]) -> 
     return {name.removeprefix("held_out/"): value for name, value in found.items() if "level" not in name}
 
 
+def held_out_of(run: Path, config: TrainConfig) -> Source:
+    """The clips that a finished run is judged by, as latents of its own codecs wherever its folder lies now."""
+    if not isinstance(config.data, ToyboxData):
+        return reading(config).held_out
+    video, audio, _ = parts_for(config, run)
+    return unseen(config, config.data, video, audio)
+
+
 def compared(config: CompareConfig) -> dict[str, Difference]:
     judge = config_of(config.by)
-    held_out = reading(replace(judge, validation_clips=config.clips)).held_out
+    held_out = held_out_of(config.by, replace(judge, validation_clips=config.clips))
     ours, theirs = (
         [losses(folder, held_out, config.clips, judge.task_names) for folder in folders]
         for folders in (config.ours, config.theirs)

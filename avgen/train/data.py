@@ -63,11 +63,15 @@ def reading(config: TrainConfig) -> Reading:
 
 def of_toybox(config: TrainConfig, data: ToyboxData) -> Reading:
     video, audio = fitted(data, config.out, begins=config)
-    read = config.model.text.max_length
     worlds = worlds_of(config, data, video, audio)
     source, order = mixture(worlds, config.batch, data.step_tokens, data.mixed_fps, config.seed)
-    held_out = ToyboxSource(Toybox(data.worlds[0], "test", config.seed), video, audio, max_caption_bytes=read)
-    return Reading(source, order, held_out, (video, audio))
+    return Reading(source, order, unseen(config, data, video, audio), (video, audio))
+
+
+def unseen(config: TrainConfig, data: ToyboxData, video: VideoCodec, audio: AudioCodec) -> ToyboxSource:
+    """What a run on the toybox is judged by."""
+    world = Toybox(data.worlds[0], "test", config.seed)
+    return ToyboxSource(world, video, audio, max_caption_bytes=config.model.text.max_length)
 
 
 def fitted(

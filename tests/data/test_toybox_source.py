@@ -23,6 +23,7 @@ from avgen.models.embedded_video import PatchVideoCodec
 from avgen.models.text import captions_of
 from avgen.sample.folder import parts_for
 from avgen.tasks import I2AV, T2AV, V2A, assign
+from avgen.train.compare import held_out_of
 from avgen.train.data import fitted, worlds_of
 from avgen.train.data_config import SceneStage, ToyboxData, ToyboxShape
 from avgen.train.loop import accumulate, optimise, train
@@ -334,6 +335,8 @@ def test_codecs_are_never_fitted_to_a_model_that_has_learned(codecs, tmp_path, m
     assert found(home / "runs/run") == codecs[0].fingerprint
     (home / "runs").rename(tmp_path / "moved")
     assert found(tmp_path / "moved/run") == codecs[0].fingerprint
+    judged_by = held_out_of(tmp_path / "moved/run", begun)  # of runs that are compared
+    assert judged_by.video.fingerprint == codecs[0].fingerprint
     shutil.copytree(tmp_path / "moved/run", tmp_path / "alone")
     with pytest.raises(
         ConfigError, match=r"data\.codecs: the model in .*alone learned latents of .*put that folder back"
