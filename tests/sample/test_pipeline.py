@@ -152,7 +152,10 @@ def test_a_picture_encoded_anew_is_read_in_pieces_and_the_same(pipe, tmp_path, m
     own = read_clip(tmp_path / "in.mp4", 0, duration_s, video=True, audio=False).clip.video
     assert np.array_equal(np.concatenate(list(write.own_film(tmp_path / "in.mp4", duration_s).pieces)), own)
     whole, pieces = (read_clip(tmp_path / f"{name}.mp4").clip for name in ("whole", "pieces"))
-    assert same(whole, pieces)
+    assert whole.video.shape == pieces.video.shape == own.shape
+    # x264 itself makes another file of the same frames about once in a thousand times, with one thread too
+    assert psnr(whole, pieces) >= 45
+    assert np.array_equal(whole.audio, pieces.audio)
 
 
 def test_a_sound_that_cannot_be_copied_is_encoded_from_its_file_not_from_what_the_model_heard(pipe, tmp_path):
