@@ -38,7 +38,7 @@ class DemoConfig:
     """How much is sampled and trained."""
 
     model: Path | None = None  # the training run to improve; null: the one of `make demo`, in runs/demo
-    out: Path = Path("runs/demo_dpo")  # everything made, figures.json and gains.png
+    out: Path = Path("runs/demo_dpo")  # everything made, figures.json, gains.png and clips.png
     seeds: tuple[int, ...] = (0,)  # a repetition each: of prompts, noise and training
     prompts: int = 570  # that candidates are made of, in each round
     candidates: int = 6  # clips of each
@@ -46,7 +46,7 @@ class DemoConfig:
     held_out: int = 150  # prompts to compare by
     mode: Literal["all", "modality", "sum"] = "sum"  # as in avgen prefer
     task: Literal["t2av", "i2av", "v2a", "a2v"] = "t2av"  # of all clips
-    steps: int = 300  # of training, in each round
+    steps: int = 600  # of training, in each round
     rounds: int = 1  # of sample, score, mine, train; each goes on from the last one's model
     solver_steps: int = 12  # of every clip that is made
     candidate_steps: int | None = 8  # of those that pairs are made of; null: as many
@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     values: dict[str, list[Values]] = {}  # by arm, one per repetition
     spent: dict[str, list[float]] = {}
     mined: list[int] = []
+    runs: dict[str, Path] = {}  # of the first repetition
     for place, trial in enumerate(trials):
         values.setdefault(BEFORE, []).append(trial.judged(BEFORE, model))
         arms = dict(ARMS)
@@ -153,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
             arms |= ablations
         for name, arm in arms.items():
             gone = trial.improved(name, arm)
+            if place == 0 and name in ARMS:
+                runs[name] = gone.run
             values.setdefault(name, []).append(trial.judged(name, gone.run))
             spent.setdefault(name, []).append(round(gone.seconds, 1))
         mined.append(json.loads((trial.mined(PAIRS, ARMS[PAIRS]) / MINED).read_text())["pairs"])
@@ -160,7 +163,8 @@ def main(argv: list[str] | None = None) -> int:
         said = found(config, values, spent, mined)
         write_whole(config.out / "figures.json", json.dumps(said, indent=1) + "\n")
     show(said)
-    print(f"figures.json and {drawn(said, config.out)} are in {config.out}")
+    first = {name: trials[0].held_out(name, run) for name, run in {BEFORE: model, **runs}.items()}
+    print(f"figures.json, {drawn(said, config.out)} and {pictured(first, config.out)} are in {config.out}")
     return 0
 
 
@@ -243,6 +247,23 @@ def drawn(said: Mapping[str, Any], folder: Path, metrics: Sequence[str] = ("toyb
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(folder / "gains.png", dpi=110)
     return "gains.png"
+
+
+def pictured(folders: Mapping[str, Path], out: Path, count: int = 6) -> str:
+    """The first held-out prompts as every model makes them from the same noise, in a picture; its name."""
+    from avgen.data.contact_sheet import contact_sheet
+    from avgen.data.media import read_clip
+
+    clips, captions = [], []
+    prompts = (folders[BEFORE] / "prompts.jsonl").read_text().splitlines()[:count]
+    for line in map(json.loads, prompts):
+        for name, folder in folders.items():
+            made = sorted((folder / "clips").glob(f"{line['id']}_s*.mp4"))
+            if made:  # none where its sampling failed
+                clips.append(read_clip(made[0]).clip)
+                captions.append(f"{name}: {line['prompt']}")
+    contact_sheet(clips, captions, width=1000, most_frames=16, wave_height=40).save(out / "clips.png", optimize=True)
+    return "clips.png"
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import pytest
 
 from avgen.compose import load
 from avgen.config import to_plain
-from avgen.data.media import read_clip, read_image
+from avgen.data import contact_sheet
+from avgen.data.media import read_clip, read_image, write_clip
 from avgen.data.toybox import Toybox, ToyboxConfig, parse
 from avgen.data.toybox.reader import read_events
 from avgen.prefer import trial
 from avgen.prefer.config import Group, PreferConfig
-from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, main, show, trained
+from avgen.prefer.demo import ABLATIONS, DemoConfig, ablated, drawn, found, main, pictured, show, trained
 from avgen.prefer.trial import FIGURES, VARIETY, Ledger, gains, run_to_end, write_prompts
 from avgen.train.config import TrainConfig
 
@@ -299,6 +300,21 @@ def test_figures_and_picture_of_two_seeds_and_an_ablation_of_one(tmp_path, capsy
     show(said)
     assert "toybox.sync" in capsys.readouterr().out
     assert (tmp_path / drawn(said, tmp_path)).stat().st_size > 1000
+
+
+def test_clips_of_every_model_are_pictured_prompt_by_prompt(tmp_path, monkeypatch):
+    folders = {name: tmp_path / name for name in ("before", "pairs")}
+    for folder in folders.values():
+        write_prompts(folder / "prompts.jsonl", SINGLE, "test", 0, 3)
+        (folder / "clips").mkdir()
+        for name in ("test_0000_s7", "test_0001_s7", "test_0001_s8"):
+            write_clip(folder / "clips" / f"{name}.mp4", Toybox(SINGLE, "test", 0)[0].clip)
+    shown = []
+    drawing = contact_sheet.contact_sheet
+    monkeypatch.setattr(contact_sheet, "contact_sheet", lambda *a, **k: shown.extend(a[1]) or drawing(*a, **k))
+    assert (tmp_path / pictured(folders, tmp_path)).stat().st_size > 1000
+    texts = [json.loads(line)["prompt"] for line in (tmp_path / "before/prompts.jsonl").read_text().splitlines()]
+    assert shown == [f"{name}: {text}" for text in texts[:2] for name in folders]  # the third has no clip
 
 
 def test_the_model_is_the_last_that_make_demo_finished(tmp_path):
