@@ -18,7 +18,7 @@ from avgen.compose import load
 from avgen.config import at_least_one, to_plain
 from avgen.lines import write_whole
 from avgen.prefer.__main__ import MINED
-from avgen.prefer.trial import ARMS, CLIPS, PAIRS, Arm, Size, Trial, Values, gains, means
+from avgen.prefer.trial import ARMS, CLIPS, PAIRS, VARIETY, Arm, Size, Trial, Values, gains, means
 from avgen.train.data_config import ToyboxData
 
 EXAMPLES = (
@@ -226,12 +226,15 @@ def show(said: Mapping[str, Any]) -> None:
     console.print(f"pairs: {', '.join(map(str, said['pairs']))}", highlight=False)
 
 
-def drawn(said: Mapping[str, Any], folder: Path, metrics: Sequence[str] = ("toybox.sync", "toybox.count")) -> str:
+def drawn(
+    said: Mapping[str, Any], folder: Path, metrics: Sequence[str] = ("toybox.sync", "toybox.count", VARIETY)
+) -> str:
     """The gains of every arm, with their intervals, as a picture; its name."""
     from matplotlib.figure import Figure
 
     names = list(said["arms"])
-    figure = Figure(figsize=(9, 1 + 0.45 * len(names)), layout="constrained")
+    figure = Figure(figsize=(11, 1.4 + 0.45 * len(names)), layout="constrained")
+    figure.suptitle("gain over the model before", fontsize=10)
     for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True), metrics, strict=True):
         for row, name in enumerate(names):
             arm = said["arms"][name]
@@ -241,7 +244,8 @@ def drawn(said: Mapping[str, Any], folder: Path, metrics: Sequence[str] = ("toyb
             values = [one[metric]["value"] for one in arm["gain_of_each_seed"]]
             axes.plot(values, [row - 0.2] * len(values), "|", color="black", markersize=7)
         axes.axvline(0, color="grey", linewidth=1)
-        axes.set_title(f"{metric}: gain over the model before", fontsize=10)
+        axes.set_title(metric, fontsize=10)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
