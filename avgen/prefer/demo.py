@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     values: dict[str, list[Values]] = {}  # by arm, one per repetition
     spent: dict[str, list[float]] = {}
     mined: list[int] = []
-    runs: dict[str, Path] = {}  # of the first repetition
+    pictures: dict[str, Path] = {BEFORE: trials[0].held_out(BEFORE, model)}  # whose clips of the first repetition
     for place, trial in enumerate(trials):
         values.setdefault(BEFORE, []).append(trial.judged(BEFORE, model))
         arms = dict(ARMS)
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, arm in arms.items():
             gone = trial.improved(name, arm)
             if place == 0 and name in ARMS:
-                runs[name] = gone.run
+                pictures[name] = trial.held_out(name, gone.run)
             values.setdefault(name, []).append(trial.judged(name, gone.run))
             spent.setdefault(name, []).append(round(gone.seconds, 1))
         mined.append(json.loads((trial.mined(PAIRS, ARMS[PAIRS]) / MINED).read_text())["pairs"])
@@ -163,8 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         said = found(config, values, spent, mined)
         write_whole(config.out / "figures.json", json.dumps(said, indent=1) + "\n")
     show(said)
-    first = {name: trials[0].held_out(name, run) for name, run in {BEFORE: model, **runs}.items()}
-    print(f"figures.json, {drawn(said, config.out)} and {pictured(first, config.out)} are in {config.out}")
+    print(f"figures.json, {drawn(said, config.out)} and {pictured(pictures, config.out)} are in {config.out}")
     return 0
 
 
